@@ -1,0 +1,379 @@
+"""Elementwise, reduction, shape and normalisation operations: what each allocates and saves.
+
+Every operation mirrors torch 2.13's: `link` names the tensors autograd keeps (derivatives.yaml), then
+the output is allocated; the backward formulas list their temporaries in the order they appear in
+FunctionsManual.cpp, C++ temporaries living to the end of the full expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from peftplan.memory.tape import Engine
+from peftplan.specs.formats import BOOL, FP32, DType, promote
+from peftplan.specs.tensors import Parameter, Tensor
+
+Grads = Sequence[Tensor | None]
+
+
+def _broadcast(a: Tensor, b: Tensor) -> tuple[tuple[int, ...], int]:
+    """Shape and element count of an elementwise result."""
+    x, y = a.shape, b.shape
+    if x == y:
+        return x, a.numel
+    if len(x) < len(y):
+        x, y = y, x
+    y = (1,) * (len(x) - len(y)) + y
+    shape = tuple(i if i >= j else j for i, j in zip(x, y))
+    return shape, prod(shape)
+
+
+def _to_copy_backward(t: Any, g: Tensor, saved: Any, dtype: DType) -> Grads:
+    return (t.cast(g, dtype),)
+
+
+def _same(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (g,)
+
+
+def _add_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (g, g)
+
+
+def _scaled(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (t.like(g, "mul"),)
+
+
+def _mul_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    # each product has the output's size; the engine sums it where an input was broadcast
+    b, a = saved
+    first = t.new(g.shape, g.numel, t.result_type(g, b), "mul") if b is not None else None
+    second = t.new(g.shape, g.numel, t.result_type(g, a), "mul") if a is not None else None
+    return (first, second)
+
+
+def _pow_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    power = t.like(saved[0], "pow")
+    scaled = t.like(saved[0], "mul")
+    out = t.like(saved[0], "mul")
+    del power, scaled
+    return (out,)
+
+
+def _mean_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    shape, numel = context
+    return (t.new(shape, numel, g.dtype, "div"),)
+
+
+def _rsqrt_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    scaled = t.like(g, "mul")
+    power = t.like(g, "pow")
+    out = t.like(g, "mul")
+    del scaled, power
+    return (out,)
+
+
+def _unary_backward(t: Any, g: Tensor, saved: Any, context: str) -> Grads:
+    return (t.like(g, context),)
+
+
+def _pass_views(t: Any, g: Tensor, saved: Any, shapes: Any) -> Grads:
+    return [t.part(g, shape) for shape in shapes]
+
+
+def _slice_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    shape, numel = context
+    return (t.new(shape, numel, g.dtype, "slice_backward"),)
+
+
+def _split_backward(t: Any, grads: Any, saved: Any, context: Any) -> Grads:
+    shape, numel, dtype, part_shapes = context
+    # a branch without a gradient is filled with zeros before the pieces are joined
+    zeros = [
+        t.new(s, prod(s), dtype, "zeros") if g is None else None for g, s in zip(grads, part_shapes)
+    ]
+    out = t.new(shape, numel, dtype, "cat")
+    del zeros
+    return (out,)
+
+
+def _expand_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (g,)  # the engine sums it to the input's size
+
+
+def _layer_norm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    x, weight, _bias, _mean, _rstd = saved
+    wants_input, wants_weight, wants_bias = context
+    grad_x = t.like(x, "native_layer_norm_backward") if wants_input else None
+    grad_w = t.like(weight, "native_layer_norm_backward") if wants_weight else None
+    grad_b = t.like(weight, "native_layer_norm_backward") if wants_bias else None
+    return (grad_x, grad_w, grad_b)
+
+
+def _embedding_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    shape, numel = context
+    return (t.new(shape, numel, g.dtype, "embedding_dense_backward"),)
+
+
+def _dropout_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (t.like(g, "native_dropout_backward"),)
+
+
+class ElementwiseOps(Engine):
+    """Everything that is not a matrix product, attention or the loss."""
+
+    # ---- types
+    def cast(self, x: Tensor, dtype: DType) -> Tensor:
+        """A copy in another type, outside the graph."""
+        return self.new(x.shape, x.numel, dtype, "_to_copy")
+
+    def to(self, x: Tensor, dtype: DType) -> Tensor:
+        """`x.to(dtype)`: itself when it has that type."""
+        if x.dtype is dtype:
+            return x
+        node = self.link("ToCopyBackward0", _to_copy_backward, (), (x.edge,), x.dtype)
+        return self.attach(self.new(x.shape, x.numel, dtype, "_to_copy"), node)
+
+    def autocast_to(self, x: Tensor, dtype: DType | None) -> Tensor:
+        """What autocast passes to an operation of its lower-precision list."""
+        if dtype is None or x.dtype is dtype or not x.dtype.is_float:
+            return x
+        if x.__class__ is Parameter and x.edge is not None and x.dtype is FP32:
+            # cast once and kept until the autocast region ends (ATen/autocast_mode.cpp cached_cast)
+            key = (id(x), self.layer)
+            held = self.autocast_cache.get(key)
+            if held is None:
+                held = self.autocast_cache[key] = self.to(x, dtype)
+            return held
+        return self.to(x, dtype)
+
+    # ---- views
+    @staticmethod
+    def view(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The same bytes under another shape (view, transpose, unsqueeze)."""
+        return Tensor(shape, x.numel, x.dtype, x.storage, x.edge)
+
+    @staticmethod
+    def part(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A view of some of the bytes of `x`, outside the graph."""
+        return Tensor(shape, prod(shape), x.dtype, x.storage, None)
+
+    def slice(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A slice of `x`; its gradient is a tensor of the full size."""
+        node = self.link("SliceBackward0", _slice_backward, (), (x.edge,), (x.shape, x.numel))
+        return self.attach(Tensor(shape, prod(shape), x.dtype, x.storage, None), node)
+
+    def split(self, x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """`split`, `chunk` or `unbind`: views whose gradients are joined into one tensor."""
+        parts = [Tensor(s, prod(s), x.dtype, x.storage, None) for s in shapes]
+        node = self.link(
+            "SplitBackward0",
+            _split_backward,
+            (),
+            (x.edge,),
+            (x.shape, x.numel, x.dtype, tuple(shapes)),
+        )
+        if node is not None:
+            node.outputs = len(parts)
+            for i, p in enumerate(parts):
+                p.edge = (node, i, p.dtype, p.numel)
+        return parts
+
+    def contiguous(self, x: Tensor, op: str = "clone") -> Tensor:
+        """A copy of a tensor whose layout is not the one wanted."""
+        node = self.link("CloneBackward0", _same, (), (x.edge,))
+        return self.attach(self.like(x, op), node)
+
+    clone = contiguous
+
+    def expand_copy(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """expand followed by a copying reshape (repeat_kv): the gradient is summed back."""
+        node = self.link("ExpandBackward0", _expand_backward, (), (x.edge,))
+        return self.attach(self.new(shape, prod(shape), x.dtype, "clone"), node)
+
+    def cat(self, xs: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
+        """Concatenate: the gradients are views of one."""
+        node = self.link(
+            "CatBackward0",
+            _pass_views,
+            (),
+            tuple(x.edge for x in xs),
+            tuple(x.shape for x in xs),
+        )
+        dtype = xs[0].dtype
+        for x in xs[1:]:
+            dtype = promote(dtype, x.dtype)
+        return self.attach(self.new(shape, prod(shape), dtype, "cat"), node)
+
+    # ---- arithmetic
+    def elementwise_result(self, a: Tensor, b: Tensor, op: str) -> Tensor:
+        """Allocate the result of an elementwise operation, outside the graph."""
+        shape, numel = _broadcast(a, b)
+        return self.new(shape, numel, self.result_type(a, b), op)
+
+    @staticmethod
+    def result_type(a: Tensor, b: Tensor) -> DType:
+        """torch.result_type of two tensors: a zero-dimensional one does not widen the other."""
+        if a.dtype is b.dtype:
+            return a.dtype
+        if not a.shape and b.shape:
+            return b.dtype
+        if not b.shape and a.shape:
+            return a.dtype
+        return promote(a.dtype, b.dtype)
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """a + b (or a - b); saves nothing."""
+        node = self.link("AddBackward0", _add_backward, (), (a.edge, b.edge))
+        return self.attach(self.elementwise_result(a, b, "add"), node)
+
+    def add_scalar(self, x: Tensor) -> Tensor:
+        """x plus a Python number; saves nothing."""
+        node = self.link("AddBackward0", _same, (), (x.edge,))
+        return self.attach(self.like(x, "add"), node)
+
+    def mul(self, a: Tensor, b: Tensor) -> Tensor:
+        """a * b; saves each factor that the other's gradient needs."""
+        saved = (b if a.edge is not None else None, a if b.edge is not None else None)
+        node = self.link("MulBackward0", _mul_backward, saved, (a.edge, b.edge))
+        return self.attach(self.elementwise_result(a, b, "mul"), node)
+
+    def mul_scalar(self, x: Tensor, op: str = "mul") -> Tensor:
+        """x times (or divided by) a Python number; saves nothing."""
+        node = self.link("MulBackward0", _scaled, (), (x.edge,))
+        return self.attach(self.like(x, op), node)
+
+    def neg(self, x: Tensor) -> Tensor:
+        """-x; saves nothing."""
+        node = self.link("NegBackward0", _unary_backward, (), (x.edge,), "neg")
+        return self.attach(self.like(x, "neg"), node)
+
+    def pow(self, x: Tensor) -> Tensor:
+        """x to a constant power; saves x."""
+        node = self.link("PowBackward0", _pow_backward, (x,), (x.edge,))
+        return self.attach(self.like(x, "pow"), node)
+
+    def mean_last(self, x: Tensor) -> Tensor:
+        """Mean over the last dimension, kept; saves nothing."""
+        shape = (*x.shape[:-1], 1)
+        node = self.link("MeanBackward1", _mean_backward, (), (x.edge,), (x.shape, x.numel))
+        return self.attach(self.new(shape, prod(shape), x.dtype, "mean"), node)
+
+    def rsqrt(self, x: Tensor) -> Tensor:
+        """1/sqrt(x); saves its result."""
+        node = self.link("RsqrtBackward0", _rsqrt_backward, (), (x.edge,))
+        return self._saving_result(self.like(x, "rsqrt"), node)
+
+    def _saving_result(self, out: Tensor, node: Any) -> Tensor:
+        if node is not None:
+            self.save(node, (out,))
+            out = Tensor(out.shape, out.numel, out.dtype, out.storage, None)
+        return self.attach(out, node)
+
+    def _saving_input(self, x: Tensor, op: str) -> Tensor:
+        node = self.link(op, _unary_backward, (x,), (x.edge,), op + "_backward")
+        return self.attach(self.like(x, op), node)
+
+    def activation(self, x: Tensor, name: str) -> Tensor:
+        """An activation function by its transformers name (ACT2FN); see `ACTIVATIONS`."""
+        return ACTIVATIONS[name](self, x)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """Saves its input."""
+        return self._saving_input(x, "silu")
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The fused kernel, exact or tanh; saves its input."""
+        return self._saving_input(x, "gelu")
+
+    def tanh(self, x: Tensor) -> Tensor:
+        """Saves its result."""
+        node = self.link("TanhBackward0", _unary_backward, (), (x.edge,), "tanh_backward")
+        return self._saving_result(self.like(x, "tanh"), node)
+
+    def relu(self, x: Tensor) -> Tensor:
+        """Saves its result."""
+        node = self.link("ReluBackward0", _unary_backward, (), (x.edge,), "threshold_backward")
+        return self._saving_result(self.like(x, "relu"), node)
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        """Saves its result."""
+        node = self.link("SigmoidBackward0", _unary_backward, (), (x.edge,), "sigmoid_backward")
+        return self._saving_result(self.like(x, "sigmoid"), node)
+
+    def new_gelu(self, x: Tensor) -> Tensor:
+        """GPT-2's tanh GELU written out in Python: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3)))."""
+        half = self.mul_scalar(x)
+        inner = self.mul_scalar(self.add(x, self.mul_scalar(self.pow(x))))
+        return self.mul(half, self.add_scalar(self.tanh(inner)))
+
+    def softmax(self, x: Tensor, dtype: DType | None = None) -> Tensor:
+        """Softmax over the last dimension, in `dtype` (autocast: fp32); saves its result."""
+        if dtype is None and self.autocast is not None:
+            dtype = FP32
+        source = x.dtype
+        node = self.link("SoftmaxBackward0", _softmax_backward, (), (x.edge,), source)
+        out = self.new(x.shape, x.numel, dtype or source, "_softmax")
+        return self._saving_result(out, node)
+
+    def dropout(self, x: Tensor, probability: float) -> Tensor:
+        """F.dropout in training on CUDA: a fused kernel that saves a one-byte mask."""
+        if probability <= 0.0:
+            return x
+        node = self.link("NativeDropoutBackward0", _dropout_backward, (), (x.edge,))
+        out = self.like(x, "native_dropout")
+        mask = self.new(x.shape, x.numel, BOOL, "native_dropout mask")
+        if node is not None:
+            self.save(node, (mask,))
+        return self.attach(out, node)
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """F.layer_norm: saves its input, weight, and the mean and reciprocal deviation of each row."""
+        if self.autocast is not None:
+            x, weight = self.to(x, FP32), self.to(weight, FP32)
+            bias = self.to(bias, FP32) if bias is not None else None
+        edges = (x.edge, weight.edge, bias.edge if bias is not None else None)
+        node = self.link(
+            "NativeLayerNormBackward0",
+            _layer_norm_backward,
+            (x, weight, bias),
+            edges,
+            tuple(e is not None for e in edges),
+        )
+        out = self.like(x, "native_layer_norm")
+        rows = prod(x.shape[:-1])
+        mean = self.new((rows,), rows, FP32, "native_layer_norm mean")
+        rstd = self.new((rows,), rows, FP32, "native_layer_norm rstd")
+        if node is not None:
+            self.save(node, (mean, rstd))
+        return self.attach(out, node)
+
+    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
+        """Rows of a table; saves the ids, and its gradient is a whole table."""
+        node = self.link(
+            "EmbeddingBackward0", _embedding_backward, (ids,), (weight.edge,), (weight.shape, weight.numel)
+        )
+        shape = (*ids.shape, weight.shape[1])
+        return self.attach(self.new(shape, prod(shape), weight.dtype, "embedding"), node)
+
+    def sum_to(self, grad: Tensor, numel: int) -> Tensor:
+        """A gradient summed back to the size of what was broadcast."""
+        return self.new((numel,), numel, grad.dtype, "sum")
+
+
+def _softmax_backward(t: Any, g: Tensor, saved: Any, dtype: DType) -> Grads:
+    return (t.new(g.shape, g.numel, dtype, "_softmax_backward_data"),)
+
+
+ACTIVATIONS: dict[str, Any] = {
+    "silu": ElementwiseOps.silu,
+    "swish": ElementwiseOps.silu,
+    "gelu": ElementwiseOps.gelu,
+    "gelu_pytorch_tanh": ElementwiseOps.gelu,
+    "gelu_fast": ElementwiseOps.gelu,
+    "gelu_new": ElementwiseOps.new_gelu,
+    "relu": ElementwiseOps.relu,
+    "tanh": ElementwiseOps.tanh,
+}

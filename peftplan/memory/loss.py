@@ -1,0 +1,73 @@
+"""The loss: from the head's output to a scalar, and the way back to the head.
+
+Sources: transformers 5.23 loss/loss_utils.py (ForCausalLMLoss: upcast, pad the labels, no copy of the
+logits), torch 2.13 LossNLL.cpp and SoftMax.cu; Liger-Kernel 0.6 ops/fused_linear_cross_entropy.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peftplan.memory.attention import AttentionOps
+from peftplan.specs.formats import FP32, INT64
+from peftplan.specs.tensors import Parameter, Tensor
+
+Grads = Sequence[Tensor | None]
+
+
+def _nll_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (t.like(saved[0], "nll_loss_backward"),)
+
+
+def _log_softmax_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (t.like(saved[0], "_log_softmax_backward_data"),)
+
+
+def _loss_end(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (g,)
+
+
+class LossOps(AttentionOps):
+    """Cross-entropy over the vocabulary."""
+
+    def causal_lm_loss(self, logits: Tensor, labels: Tensor, mean: bool = True) -> Tensor:
+        """ForCausalLMLoss on [batch, length, vocabulary] logits: a scalar that carries the graph."""
+        logits = self.to(logits, FP32)
+        batch, length = labels.shape
+        labels = self.new((batch, length + 1), batch * (length + 1), INT64, "constant_pad_nd")
+        if batch > 1:
+            labels = self.new((batch, length), batch * length, INT64, "clone")
+        return self.cross_entropy(logits, labels)
+
+    def masked_lm_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy over every position, no shift (bert, roberta, deberta, t5)."""
+        return self.cross_entropy(logits, labels)
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """log_softmax (saves its result) and nll_loss (saves the same, the labels and a weight)."""
+        if self.grad_enabled:
+            self.nodes.append("loss backward done")
+        node = self.link("LogSoftmaxBackward0", _log_softmax_backward, (), (logits.edge,))
+        if self.autocast is not None:
+            dtype = FP32
+        else:
+            dtype = logits.dtype
+        logp = self.new(logits.shape, logits.numel, dtype, "_log_softmax")
+        if node is not None:
+            self.save(node, (Tensor(logp.shape, logp.numel, logp.dtype, logp.storage, None),))
+        self.attach(logp, node)
+        node = self.link("NllLossBackward0", _nll_backward, (logp, labels), (logp.edge,))
+        loss = self.new((), 1, dtype, "nll_loss_forward")
+        total = self.new((), 1, dtype, "nll_loss_forward weight")
+        if node is not None:
+            self.save(node, (total,))
+        return self.attach(loss, node)
+
+    def start_backward(self, loss: Tensor) -> None:
+        """loss.backward(): the gradient of one that starts it."""
+        assert loss.edge is not None
+        node = loss.edge[0]
+        node.grad = one = self.new((), 1, loss.dtype, "ones_like")
+        self.backward()
+        del one

@@ -1,0 +1,193 @@
+"""Matrix products: dense, batched, 4-bit and 8-bit.
+
+Sources: torch 2.13 derivatives.yaml (mm, addmm, bmm); bitsandbytes 0.50 `autograd/_functions.py`
+(MatMul4Bit, MatMul8bitLt), `functional.dequantize_4bit` and the CUDA kernel behind `gemm_4bit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from peftplan.memory.elementwise import ElementwiseOps
+from peftplan.specs.formats import FP16, FP32, INT8, DType
+from peftplan.specs.tensors import Parameter, Tensor
+
+Grads = Sequence[Tensor | None]
+
+# Up to this many rows bitsandbytes' gemm_4bit multiplies packed weights directly; above it the
+# weight is dequantised and handed to cuBLAS (bitsandbytes 0.50 csrc, kGemm4BitMaxM).
+GEMM_4BIT_MAX_ROWS = 1536
+
+
+def _linear_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    x, weight, _ = saved
+    x_shape, x_numel, weight_shape, weight_numel, has_bias = context
+    grad_x = t.new(x_shape, x_numel, g.dtype, "mm") if weight is not None else None
+    grad_w = t.new(weight_shape, weight_numel, g.dtype, "mm") if x is not None else None
+    return (grad_x, grad_w, g if has_bias else None)
+
+
+def _bmm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    a, b = saved
+    a_shape, a_numel, b_shape, b_numel = context
+    grad_a = t.new(a_shape, a_numel, g.dtype, "bmm") if b is not None else None
+    grad_b = t.new(b_shape, b_numel, g.dtype, "bmm") if a is not None else None
+    return (grad_a, grad_b)
+
+
+def _linear_4bit_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    weight, x_shape, x_numel, x_wants, has_bias = context
+    grad_bias = t.sum_to(g, weight.shape[0]) if has_bias else None
+    if not x_wants:
+        return (None, grad_bias)
+    dense = t.dequantize_4bit(weight)
+    if dense.dtype is not g.dtype:
+        dense = t.cast(dense, g.dtype)
+    return (t.new(x_shape, x_numel, g.dtype, "mm"), grad_bias)
+
+
+def _linear_8bit_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    weight, x_shape, x_numel, x_dtype, has_bias = context
+    grad_bias = t.sum_to(g, weight.shape[0]) if has_bias else None
+    dense = t.new(weight.shape, weight.numel, x_dtype, "int8 weight dequantised")
+    scaled = t.new((weight.shape[0],), weight.shape[0], FP32, "mul")
+    del scaled
+    cast = t.cast(g, x_dtype) if g.dtype is not x_dtype else g
+    out = t.new(x_shape, x_numel, x_dtype, "mm")
+    del dense, cast
+    return (out, grad_bias)
+
+
+class MatrixOps(ElementwiseOps):
+    """Linear layers in every storage format, and batched products."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """F.linear with a [out, in] weight: saves the input and the weight, each if the other trains."""
+        autocast = self.autocast
+        if autocast is not None:
+            x, weight = self.autocast_to(x, autocast), self.autocast_to(weight, autocast)
+            bias = self.autocast_to(bias, autocast) if bias is not None else None
+        x_edge, w_edge = x.edge, weight.edge
+        b_edge = bias.edge if bias is not None else None
+        node = self.link(
+            "MmBackward0",
+            _linear_backward,
+            (x if w_edge is not None else None, weight if x_edge is not None else None, None),
+            (x_edge, w_edge, b_edge),
+            (x.shape, x.numel, weight.shape, weight.numel, b_edge is not None),
+        )
+        rows = weight.shape[0]
+        numel = x.numel // x.shape[-1] * rows
+        return self.attach(self.new((*x.shape[:-1], rows), numel, x.dtype, "mm"), node)
+
+    def matmul(
+        self, a: Tensor, b: Tensor, shape: tuple[int, ...], saved_b: Tensor | None = None
+    ) -> Tensor:
+        """A batched product of result `shape`; saves both factors as each other's gradient needs."""
+        if self.autocast is not None:
+            a, b = self.autocast_to(a, self.autocast), self.autocast_to(b, self.autocast)
+        node = self.link(
+            "BmmBackward0",
+            _bmm_backward,
+            (a if b.edge is not None else None, b if a.edge is not None else None),
+            (a.edge, b.edge),
+            (a.shape, a.numel, b.shape, b.numel),
+        )
+        return self.attach(self.new(shape, prod(shape), a.dtype, "bmm"), node)
+
+    # ---- bitsandbytes
+    def dequantize_4bit(self, weight: Parameter) -> Tensor:
+        """The dense weight, in the type it was quantised from; with double quantisation its absmax first."""
+        assert weight.quant is not None
+        absmax = None
+        if weight.quant.double_quant:
+            blocks = -(-weight.numel // weight.quant.block_size)
+            absmax = self.new((blocks,), blocks, FP32, "dequantize_blockwise")
+        out = self.new(weight.shape, weight.numel, weight.dtype, "dequantize_4bit")
+        del absmax
+        return out
+
+    def linear_4bit(
+        self, x: Tensor, weight: Parameter, bias: Tensor | None, compute_dtype: DType
+    ) -> Tensor:
+        """bnb.nn.Linear4bit: computes in `compute_dtype` and returns the input's type; saves no activation."""
+        source = x.dtype
+        x = self.to(x, compute_dtype)
+        if bias is not None:
+            bias = self.to(bias, compute_dtype)
+        node = self.link(
+            "MatMul4BitBackward",
+            _linear_4bit_backward,
+            (),
+            (x.edge, bias.edge if bias is not None else None),
+            (
+                weight,
+                x.shape,
+                x.numel,
+                x.edge is not None,
+                bias is not None and bias.edge is not None,
+            ),
+        )
+        rows = x.numel // x.shape[-1]
+        shape = (*x.shape[:-1], weight.shape[0])
+        numel = rows * weight.shape[0]
+        if rows <= GEMM_4BIT_MAX_ROWS:
+            out = self.new(shape, numel, compute_dtype, "gemm_4bit")
+        else:
+            out = self._gemm_4bit_dequantising(weight, shape, numel, compute_dtype)
+        return self.to(self.attach(out, node), source)
+
+    def _gemm_4bit_dequantising(
+        self, weight: Parameter, shape: tuple[int, ...], numel: int, dtype: DType
+    ) -> Tensor:
+        quant = weight.quant
+        assert quant is not None
+        first = second = None
+        if quant.double_quant:
+            blocks = -(-weight.numel // quant.block_size)
+            first = self.new((blocks,), blocks, FP32, "gemm_4bit absmax")
+            second = self.new((blocks,), blocks, FP32, "gemm_4bit absmax")
+        dense = self.new(weight.shape, weight.numel, dtype, "gemm_4bit dequantised weight")
+        out = self.new(shape, numel, dtype, "gemm_4bit")
+        del first, second, dense
+        return out
+
+    def linear_8bit(self, x: Tensor, weight: Parameter, bias: Tensor | None) -> Tensor:
+        """bnb.nn.Linear8bitLt with frozen int8 weights.
+
+        The graph node itself keeps the input until the loss goes: the autograd function stores it as
+        an attribute, which neither saved-tensor hooks nor the engine's release reaches.
+        """
+        rows = x.numel // x.shape[-1]
+        node = self.link(
+            "MatMul8bitLtBackward",
+            _linear_8bit_backward,
+            (),
+            (x.edge, bias.edge if bias is not None else None),
+            (weight, x.shape, x.numel, x.dtype, bias is not None and bias.edge is not None),
+        )
+        half = self.to_detached(x, FP16)
+        row_stats = self.new((rows,), rows, FP32, "int8_vectorwise_quant")
+        quantised = self.new(x.shape, x.numel, INT8, "int8_vectorwise_quant")
+        magnitudes = self.new(x.shape, x.numel, FP16, "abs")
+        outliers = self.new(x.shape, x.numel, INT8, "ge")
+        del magnitudes, outliers, half
+        numel = rows * weight.shape[0]
+        accumulated = self.new((rows, weight.shape[0]), numel, FP32, "int8_linear_matmul")
+        result = self.new((*x.shape[:-1], weight.shape[0]), numel, FP16, "int8_mm_dequant")
+        del accumulated
+        out = result if x.dtype is FP16 else self.cast(result, x.dtype)
+        del result, row_stats, quantised
+        if node is not None:
+            self.hold(x)
+        return self.attach(out, node)
+
+    def to_detached(self, x: Tensor, dtype: DType) -> Tensor:
+        """`x.to(dtype)` outside the graph."""
+        return x if x.dtype is dtype else self.cast(x, dtype)
+
+    def hold(self, x: Tensor) -> None:
+        """Keep a tensor as an attribute of the graph: until the loss goes, or a recomputed graph ends."""
+        self.held.append(Tensor(x.shape, x.numel, x.dtype, x.storage, None))

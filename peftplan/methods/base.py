@@ -1,0 +1,53 @@
+"""What methods share: the base's format, quantised loads, and peft's preparation for k-bit training."""
+
+from __future__ import annotations
+
+from peftplan.methods.quantize import Linear4bit, Linear8bit
+from peftplan.specs.formats import FP32, DType, QuantFormat
+from peftplan.specs.model import ModelSpec
+from peftplan.specs.modules import Linear
+
+
+def set_base_dtype(model: ModelSpec, dtype: DType, trainable: bool) -> None:
+    """Load the base's weights in `dtype` (buffers keep theirs), trainable or frozen."""
+    for _, parameter, _ in model.parameters():
+        if parameter.role == "weight":
+            if not parameter.keep_dtype:
+                parameter.set_dtype(dtype)
+            parameter.set_trainable(trainable)
+
+
+def quantize_base(model: ModelSpec, quant: QuantFormat, compute_dtype: DType) -> None:
+    """What a bitsandbytes load does: every linear but the output head and tied ones is packed.
+
+    Source: transformers 5.23 integrations/bitsandbytes.py (nn.Linear and GPT-2's Conv1D, no other class:
+    experts kept as one tensor stay in the load format) and quantizers/base.py (what is not converted).
+    """
+    head = model.head
+    kind = Linear8bit if quant.kind == "int8" else Linear4bit
+    for module, _, _ in model.groups():
+        for name, child in list(module.walk()):
+            if not isinstance(child, Linear) or not child.convertible or child is head:
+                continue
+            module.replace(name, kind(child, quant, compute_dtype))
+    dense_experts = [
+        parameter
+        for _, parameter, count in model.parameters()
+        if parameter.role == "weight" and parameter.quant is None and len(parameter.shape) == 3
+        for _ in range(count)
+    ]
+    if dense_experts:
+        num = sum(p.numel for p in dense_experts)
+        model.notes.append(
+            f"the {quant.kind} load leaves {num:,} expert weights in {dense_experts[0].dtype.short}: "
+            "transformers 5 keeps experts as one tensor a layer, and bitsandbytes packs linears only"
+        )
+
+
+def prepare_for_kbit(model: ModelSpec) -> None:
+    """peft's prepare_model_for_kbit_training: freeze, and cast every 16-bit weight that is not packed to fp32."""
+    for _, parameter, _ in model.parameters():
+        if parameter.role == "weight":
+            if parameter.quant is None and parameter.dtype.itemsize == 2:
+                parameter.set_dtype(FP32)
+            parameter.set_trainable(False)

@@ -1,0 +1,12 @@
+"""Full fine-tuning: every weight of the model trains."""
+
+from __future__ import annotations
+
+from peftplan.methods.base import set_base_dtype
+from peftplan.specs.method import MethodSpec
+from peftplan.specs.model import ModelSpec
+
+
+def apply(model: ModelSpec, method: MethodSpec) -> None:
+    """Keep the weights in the base format, all trainable."""
+    set_base_dtype(model, method.base_dtype, trainable=True)

@@ -1,0 +1,112 @@
+"""Which modules a target specification names, resolved as peft 0.21 resolves it.
+
+Source: peft 0.21 tuners/tuners_utils.py, check_target_module_exists and _maybe_include_all_linear_layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+
+from peftplan.errors import BadInput
+from peftplan.specs.model import BlockRun, ModelSpec
+from peftplan.specs.modules import Embedding, Linear, Module
+
+Matches = Callable[[str, Module], bool]
+_PLAIN_NAMES = re.compile(r"[\w.\-]+(\s*,\s*[\w.\-]+)*\s*,?\s*")
+
+
+def matcher(model: ModelSpec, targets: str | tuple[str, ...]) -> tuple[Matches, bool]:
+    """A test of (full module name, module), and whether it may differ from block to block."""
+    if isinstance(targets, str):
+        word = targets.strip().lower()
+        if word == "all-linear":
+            head, excluded = model.head, model.not_all_linear
+            return (
+                lambda name, m: isinstance(m, Linear) and m is not head and not _ends(name, excluded)
+            ), False
+        if word == "attention":
+            return _by_suffix(model.attention_targets), False
+        if word == "mlp":
+            return _by_suffix(model.mlp_targets), False
+        if _PLAIN_NAMES.fullmatch(targets):
+            targets = tuple(part.strip() for part in targets.split(",") if part.strip())
+        else:
+            try:
+                pattern = re.compile(targets)
+            except re.error as error:
+                raise BadInput(
+                    f"--targets {targets!r} is no valid regular expression ({error}); "
+                    "give module names with commas, all-linear, attention, mlp, or a regex"
+                ) from None
+            return lambda name, m: pattern.fullmatch(name) is not None, True
+    if not targets:
+        raise BadInput("--targets is empty; give module names, all-linear, attention or mlp")
+    return _by_suffix(targets), any(ch.isdigit() for name in targets for ch in name)
+
+
+def _ends(name: str, suffixes: tuple[str, ...]) -> bool:
+    return any(name == s or name.endswith("." + s) for s in suffixes)
+
+
+def _by_suffix(suffixes: tuple[str, ...]) -> Matches:
+    return lambda name, module: _ends(name, suffixes)
+
+
+def split_runs(model: ModelSpec, test: Matches, per_layer: bool) -> None:
+    """Part runs of blocks whose layers a specification treats differently, so that each run is alike."""
+    if not per_layer:
+        return
+    parted: list[BlockRun] = []
+    for run in model.runs:
+        modules = list(run.block.walk())
+        start, previous = 0, None
+        for offset in range(run.count):
+            prefix = f"{run.path}.{run.first_index + offset}"
+            found = tuple(bool(n) and test(f"{prefix}.{n}", m) for n, m in modules)
+            if previous is not None and found != previous:
+                parted.append(BlockRun(run.block, offset - start, run.first_index + start, run.path))
+                start = offset
+            previous = found
+        parted.append(BlockRun(run.block, run.count - start, run.first_index + start, run.path))
+    seen: set[int] = set()
+    for run in parted:  # every run needs a module of its own from here on
+        if id(run.block) in seen:
+            run.block = deepcopy(run.block)
+        seen.add(id(run.block))
+    model.runs = parted
+
+
+def matched(model: ModelSpec, targets: str | tuple[str, ...]) -> list[tuple[Module, str, Module]]:
+    """(owner, path below it, module) of every module that the specification names; none is an error."""
+    test, per_layer = matcher(model, targets)
+    split_runs(model, test, per_layer)
+    found = []
+    for owner, _, prefix in model.groups():
+        for name, module in list(owner.walk()):
+            if name and test(f"{prefix}.{name}" if prefix else name, module):
+                found.append((owner, name, module))
+    shown = targets if isinstance(targets, str) else ",".join(targets)
+    if not found:
+        raise BadInput(
+            f"--targets {shown} names no module of {model.family}; its linears are "
+            f"{', '.join(linear_names(model))}"
+        )
+    for _, name, module in found:
+        if not isinstance(module, (Linear, Embedding)):
+            raise BadInput(
+                f"--targets {shown} names {name}, which is no linear or embedding; the linears of "
+                f"{model.family} are {', '.join(linear_names(model))}"
+            )
+    return found
+
+
+def linear_names(model: ModelSpec) -> list[str]:
+    """Last name parts of the model's linears, in order."""
+    names: dict[str, None] = {}
+    for owner, _, _ in model.groups():
+        for name, module in owner.walk():
+            if isinstance(module, Linear):
+                names[name.rpartition(".")[2]] = None
+    return list(names)

@@ -1,0 +1,111 @@
+"""The request: every option of one run, its bounds, default and help, stated once.
+
+Command-line help, JSON schema and the README's table are derived from these fields.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["bf16", "bf16-mixed", "bf16-master", "fp16", "fp16-mixed", "fp32"]
+FloatName = Literal["fp32", "bf16", "fp16"]
+AttentionName = Literal["sdpa", "flash", "eager"]
+LossName = Literal["standard", "fused", "chunked"]
+QuantName = Literal["nf4", "fp4", "int8"]
+LoopName = Literal["plain", "trainer"]
+ShardingName = Literal["none"]
+EngineName = Literal["closed"]
+
+MAX_TOKENS = 10**8
+MAX_RANK = 10**6
+
+
+class Request(BaseModel):
+    """One fine-tuning run to be answered. Fields left out take the documented defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: Annotated[
+        str | dict[str, Any],
+        Field(description="catalogue name or alias, config file, folder, Hub id, or a config as a mapping"),
+    ]
+    method: Annotated[str, Field(description="fine-tuning method: see `peftplan methods`")] = "lora"
+    micro_batch: Annotated[
+        int, Field(ge=1, le=MAX_TOKENS, strict=True, description="sequences in one forward pass")
+    ] = 1
+    seq_len: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_TOKENS,
+            strict=True,
+            description="tokens in a sequence; default 2048, or the model's limit if lower",
+        ),
+    ] = None
+    grad_accum: Annotated[
+        int, Field(ge=1, le=MAX_TOKENS, strict=True, description="micro-batches per optimizer step")
+    ] = 1
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK, strict=True, description="adapter rank r")] = 16
+    alpha: Annotated[
+        float | None, Field(gt=0, description="adapter scaling numerator; default 2r")
+    ] = None
+    dropout: Annotated[float, Field(ge=0, lt=1, description="adapter dropout probability")] = 0.0
+    use_rslora: Annotated[
+        bool, Field(description="scale by alpha over the square root of r (rsLoRA)")
+    ] = False
+    targets: Annotated[
+        str | list[str],
+        Field(description="all-linear, attention, mlp, module names with commas, or a regex"),
+    ] = "all-linear"
+    bias: Annotated[
+        Literal["none", "all", "lora_only"], Field(description="which biases of the base train too")
+    ] = "none"
+    modules_to_save: Annotated[
+        list[str], Field(description="modules copied and trained whole beside the adapters")
+    ] = []
+    adapter_dtype: Annotated[
+        FloatName, Field(description="format of adapter weights (peft's default is fp32)")
+    ] = "fp32"
+    precision: Annotated[
+        Precision | None,
+        Field(description="recipe; default bf16-mixed for lora and qlora, bf16 for full"),
+    ] = None
+    loop: Annotated[
+        LoopName, Field(description="plain PyTorch loop, or HF Trainer's")
+    ] = "plain"
+    base_dtype: Annotated[
+        FloatName | None,
+        Field(description="format the frozen or initial weights are loaded in; default by recipe"),
+    ] = None
+    quant: Annotated[
+        QuantName | None, Field(description="storage of the frozen linears; default by method")
+    ] = None
+    double_quant: Annotated[
+        bool, Field(description="quantise the block scales of 4-bit weights a second time")
+    ] = True
+    quant_block_size: Annotated[
+        Literal[32, 64, 128, 256, 512, 1024, 2048, 4096],
+        Field(description="weights that share one 4-bit scale"),
+    ] = 64
+    kbit_prepare: Annotated[
+        bool | None,
+        Field(description="peft's prepare_model_for_kbit_training; default on for qlora"),
+    ] = None
+    optimizer: Annotated[
+        str | None, Field(description="optimizer; default adamw (foreach), adamw-fused for Trainer")
+    ] = None
+    checkpointing: Annotated[
+        bool, Field(description="gradient checkpointing, non-reentrant, per block")
+    ] = True
+    attention: Annotated[AttentionName, Field(description="attention implementation")] = "sdpa"
+    loss: Annotated[
+        LossName, Field(description="cross-entropy: whole logits, fused with the head, or in chunks")
+    ] = "standard"
+    gpu: Annotated[
+        str | None, Field(description="GPU from the catalogue; default: kernels of an A100 80GB")
+    ] = None
+    gpus: Annotated[int, Field(ge=1, le=1, strict=True, description="number of GPUs")] = 1
+    sharding: Annotated[ShardingName, Field(description="how state is sharded over GPUs")] = "none"
+    engine: Annotated[EngineName, Field(description="closed: arithmetic")] = "closed"

@@ -1,0 +1,1 @@
+"""Frozen facts about formats, modules, models and GPUs. Nothing here computes memory."""

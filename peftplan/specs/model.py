@@ -1,0 +1,73 @@
+"""A model as the tape plays it: what comes before the blocks, runs of identical blocks, what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from peftplan.specs.modules import Module, Ops
+from peftplan.specs.tensors import Parameter, Tensor
+
+
+@dataclass(slots=True)
+class BlockRun:
+    """`count` consecutive blocks that are alike: one module stands for all of them."""
+
+    block: Module
+    count: int
+    first_index: int
+    path: str  # where the list of blocks sits: "model.layers"
+
+
+@dataclass(slots=True)
+class ModelSpec:
+    """A model's modules and forward program.
+
+    `stem` owns everything outside the repeated blocks, under the names the real model gives them.
+    `enter(t, ids)` runs up to the first block and returns (hidden states, what every block is given
+    beside them); `leave(t, hidden)` runs from the last block to the input of the output head; `head`
+    is the module that makes logits. `linear_suffixes` by role answer `--targets attention|mlp`.
+    """
+
+    family: str
+    stem: Module
+    runs: list[BlockRun]
+    enter: Callable[[Ops, Tensor], tuple[Tensor, Any]]
+    leave: Callable[[Ops, Tensor], Tensor]
+    head: Module
+    head_path: str
+    vocab_size: int
+    max_seq_len: int | None
+    attention_targets: tuple[str, ...]
+    mlp_targets: tuple[str, ...]
+    not_all_linear: tuple[str, ...] = ()  # linears that peft's all-linear skips in this family
+    logits: Callable[[Ops, Tensor], Tensor] | None = None
+    encoder: bool = False
+    inactive_params: int = 0  # weights of experts that a token does not visit
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks in all runs."""
+        return sum(run.count for run in self.runs)
+
+    def groups(self) -> list[tuple[Module, int, str]]:
+        """(module, how many times it stands in the model, dotted prefix of the first): stem first."""
+        blocks = [(run.block, run.count, f"{run.path}.{run.first_index}") for run in self.runs]
+        return [(self.stem, 1, ""), *blocks]
+
+    def parameters(self) -> list[tuple[str, Parameter, int]]:
+        """Every distinct parameter and buffer: dotted name, parameter, how many times it stands in the model."""
+        seen: set[int] = set()
+        found = []
+        for module, count, prefix in self.groups():
+            for name, parameter in module.named_parameters(prefix):
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    found.append((name, parameter, count))
+        return found
+
+    def num_params(self) -> int:
+        """Weights of the base model, shared ones counted once, buffers not."""
+        return sum(p.numel * n for _, p, n in self.parameters() if p.role == "weight")

@@ -1,0 +1,24 @@
+"""How a step is run: everything that shapes its timeline beside the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peftplan.specs.formats import DType
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpec:
+    """One training step's shape and settings, resolved from a request."""
+
+    micro_batch: int
+    seq_len: int
+    checkpointing: bool
+    autocast: DType | None
+    attention: str  # sdpa | flash | eager
+    loss: str  # standard | fused | chunked
+    trainer: bool  # HF Trainer's loop: outputs converted to fp32, gradients clipped, loss dropped early
+    accumulating: bool  # a micro-step that finds gradients of an earlier one
+    master_weights: bool  # fp32 masters beside 16-bit weights
+    optimizer: str
+    compute_capability: tuple[int, int]

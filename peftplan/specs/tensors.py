@@ -1,0 +1,81 @@
+"""Tensors without values: a shape, a type, and a place in the graph of gradients."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+from peftplan.specs.formats import FP32, DType, QuantFormat
+
+# Where a gradient goes: (node or parameter, output number, type, number of elements).
+Edge = tuple[Any, int, DType, int]
+
+
+class Tensor:
+    """A tensor as the tape sees it: shape, type, storage, and `edge`, where its gradient flows.
+
+    `edge` is None when no gradient is wanted; `storage` is None for parameters, whose bytes are
+    counted with the model's resident state.
+    """
+
+    __slots__ = ("__weakref__", "dtype", "edge", "numel", "shape", "storage")
+
+    def __init__(
+        self, shape: tuple[int, ...], numel: int, dtype: DType, storage: Any, edge: Edge | None
+    ) -> None:
+        self.shape, self.numel, self.dtype, self.storage, self.edge = (
+            shape,
+            numel,
+            dtype,
+            storage,
+            edge,
+        )
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.edge is not None
+
+
+class Parameter(Tensor):
+    """A weight or buffer of the model: bytes that stay from step to step.
+
+    `quant` says how the weight is packed; `dtype` is then the type it is computed in.
+    `role` is "weight" for the base model's own, "adapter" for what a method adds, "buffer"
+    for tensors that are no parameters. `keep_dtype` marks weights that the real model keeps in fp32
+    whatever format it is loaded in.
+    """
+
+    __slots__ = ("keep_dtype", "quant", "role")
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: DType = FP32,
+        *,
+        trainable: bool = True,
+        role: str = "weight",
+        quant: QuantFormat | None = None,
+        keep_dtype: bool = False,
+    ) -> None:
+        super().__init__(shape, prod(shape), dtype, None, None)
+        self.role, self.quant, self.keep_dtype = role, quant, keep_dtype
+        self.set_trainable(trainable and role != "buffer")
+
+    def set_trainable(self, trainable: bool) -> None:
+        """Turn gradients on or off, as `requires_grad_` does."""
+        self.edge = (self, 0, self.dtype, self.numel) if trainable else None
+
+    def set_dtype(self, dtype: DType) -> None:
+        """Change the type in place, keeping whether it trains."""
+        self.dtype = dtype
+        self.set_trainable(self.edge is not None)
+
+    def storages(self) -> list[tuple[str, int]]:
+        """Name and bytes of every tensor that holds this parameter on the device."""
+        if self.quant is not None:
+            return self.quant.storages(self.shape[0], self.shape[1])
+        return [(self.dtype.short, self.numel * self.dtype.itemsize)]
+
+    def num_bytes(self) -> int:
+        """Bytes on the device before allocator rounding."""
+        return sum(size for _, size in self.storages())
