@@ -140,6 +140,7 @@ def _read(timeline: Timeline, end_segment: int) -> None:
     phases = {name: Moment() for name in ("forward", "loss", "backward")}
     extra = 0
     requested = 0
+    freed = [0] * len(plays)  # what one copy gives back in backward
     saved = [0] * len(plays)  # further copies of a play whose saved tensors are alive
     done = [0] * len(plays)  # further copies whose gradients are there
 
@@ -154,6 +155,9 @@ def _read(timeline: Timeline, end_segment: int) -> None:
         if i is not None and plays[i].count > 1:
             delta = segment.end_bytes - segment.start_bytes
             saved[i] = plays[i].count - 1
+            held = segment.end_held_bytes - segments[number - 1].end_held_bytes
+            cleared = timeline.player.cleared.get(plays[i].layer, (0, 0))[0]
+            freed[i] = delta - held - cleared
             extra += saved[i] * delta
             requested += saved[i] * (segment.end_requested - segment.start_requested)
         phase = "loss" if segment.name == "loss" else "forward"
@@ -178,7 +182,9 @@ def _read(timeline: Timeline, end_segment: int) -> None:
             consider("backward", segment.peak_bytes + extra, segment.peak_clock)
             continue
         copies = plays[i].count - 1
-        delta = segment.end_bytes - segment.start_bytes
+        # not the change of level: the last block also frees what all blocks share (rotary tables)
+        gained = segment.end_gradient_bytes - segments[number - 1].end_gradient_bytes
+        delta = gained - freed[i]
         consider("backward", segment.peak_bytes + extra, segment.peak_clock)
         extra += copies * delta
         saved[i], done[i] = 0, copies

@@ -100,6 +100,8 @@ class Segment:
 
     __slots__ = (
         "end_bytes",
+        "end_gradient_bytes",
+        "end_held_bytes",
         "end_requested",
         "name",
         "peak_bytes",
@@ -112,6 +114,7 @@ class Segment:
     def __init__(self, name: str, start_bytes: int, start_requested: int, start_clock: int) -> None:
         self.name, self.start_bytes, self.start_clock = name, start_bytes, start_clock
         self.start_requested = self.end_requested = start_requested
+        self.end_gradient_bytes = self.end_held_bytes = 0
         self.peak_bytes, self.peak_clock, self.end_bytes = start_bytes, start_clock, start_bytes
 
 
@@ -148,6 +151,9 @@ class Engine:
         self.layer = -1
         # Tensors that graph nodes keep as plain attributes: gone when the loss goes.
         self.held: list[Tensor] = []
+        # running totals, rounded: gradients of weights, and tensors held by the graph itself
+        self.gradient_bytes = 0
+        self.held_bytes = 0
 
     # ---- storages
     def new(self, shape: tuple[int, ...], numel: int, dtype: DType, op: str) -> Tensor:
@@ -177,6 +183,7 @@ class Engine:
         last = self.segments[-1]
         last.peak_bytes, last.peak_clock = self.peak_bytes, self.peak_clock
         last.end_bytes, last.end_requested = self.level_bytes, self.requested_bytes
+        last.end_gradient_bytes, last.end_held_bytes = self.gradient_bytes, self.held_bytes
         self.segments.append(Segment(name, self.level_bytes, self.requested_bytes, self.clock))
         self.peak_bytes, self.peak_clock = self.level_bytes, self.clock
 
@@ -399,8 +406,8 @@ class Engine:
         if held is None:
             if getrefcount(grad.storage) > 2:  # shared with another holder: cloned, not taken
                 grad = self.like(grad, "gradient")
-            if grad.storage is not None:
-                grad.storage.record.kind = "gradient"
+            grad.storage.record.kind = "gradient"
+            self.gradient_bytes += grad.storage.record.size
             self.grads[key] = grad
 
     # ---- provided by the operations
