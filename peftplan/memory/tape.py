@@ -330,13 +330,14 @@ class Engine:
 
     def _clear_autocast_cache(self) -> None:
         """Drop the cast weights; what nothing else keeps dies here, and is noted by block."""
-        for (_, layer), held in self.autocast_cache.items():
-            # referred to by the cache, this loop and the call; its storage by itself and the call
-            if getrefcount(held) <= 3 and getrefcount(held.storage) == 2:
+        cache = self.autocast_cache
+        for key in list(cache):
+            held = cache.pop(key)
+            # referred to by `held` and the call; its storage by the tensor and the call
+            if getrefcount(held) == 2 and getrefcount(held.storage) == 2:
                 record = held.storage.record
-                size, nbytes = self.cleared.get(layer, (0, 0))
-                self.cleared[layer] = (size + record.size, nbytes + record.nbytes)
-        self.autocast_cache.clear()
+                size, nbytes = self.cleared.get(key[1], (0, 0))
+                self.cleared[key[1]] = (size + record.size, nbytes + record.nbytes)
 
     # ---- backward
     def backward(self) -> None:
