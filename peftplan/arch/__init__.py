@@ -19,6 +19,7 @@ FAMILIES: dict[str, str] = {
     "llama": "llama_like",
     "mistral": "llama_like",
     "qwen2": "llama_like",
+    "gpt2": "gpt2",
 }
 
 

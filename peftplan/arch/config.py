@@ -120,6 +120,14 @@ class Config(Mapping[str, Any]):
             raise self.fail(key, value, f"a divisor of {of_key} ({of_value})")
 
 
+def alias(c: Config, *keys: str) -> str:
+    """Whichever of several names for one value the config uses; the first where it uses none."""
+    for key in keys:
+        if c.get(key) is not None:
+            return key
+    return keys[0]
+
+
 # Activation functions of transformers' ACT2FN that the readers know.
 ACTIVATION_NAMES = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
 

@@ -251,7 +251,9 @@ class ElementwiseOps(Engine):
         return self.attach(self.like(x, "neg"), node)
 
     def pow(self, x: Tensor) -> Tensor:
-        """x to a constant power; saves x."""
+        """x to a constant power (autocast: in fp32); saves x."""
+        if self.autocast is not None:
+            x = self.to(x, FP32)
         node = self.link("PowBackward0", _pow_backward, (x,), (x.edge,))
         return self.attach(self.like(x, "pow"), node)
 
@@ -305,9 +307,12 @@ class ElementwiseOps(Engine):
 
     def new_gelu(self, x: Tensor) -> Tensor:
         """GPT-2's tanh GELU written out in Python: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3)))."""
-        half = self.mul_scalar(x)
-        inner = self.mul_scalar(self.add(x, self.mul_scalar(self.pow(x))))
-        return self.mul(half, self.add_scalar(self.tanh(inner)))
+        return self.mul(
+            self.mul_scalar(x),
+            self.add_scalar(
+                self.tanh(self.mul_scalar(self.add(x, self.mul_scalar(self.pow(x)))))
+            ),
+        )
 
     def softmax(self, x: Tensor, dtype: DType | None = None) -> Tensor:
         """Softmax over the last dimension, in `dtype` (autocast: fp32); saves its result."""
@@ -320,7 +325,7 @@ class ElementwiseOps(Engine):
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
         """F.dropout in training on CUDA: a fused kernel that saves a one-byte mask."""
-        if probability <= 0.0:
+        if probability <= 0.0 or not self.training:
             return x
         node = self.link("NativeDropoutBackward0", _dropout_backward, (), (x.edge,))
         out = self.like(x, "native_dropout")

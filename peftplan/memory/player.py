@@ -15,6 +15,14 @@ class Player(LossOps):
 
     attention = "sdpa"
 
+    def __init__(self, accumulating: bool = False) -> None:
+        super().__init__(accumulating)
+        self.kept: list[Tensor] = []
+
+    def keep(self, *tensors: Tensor) -> None:
+        """What the model's own forward holds in local variables until it returns, beside what blocks are given."""
+        self.kept.extend(tensors)
+
     def call(self, name: str, module: Module, *args: Any) -> Any:
         """Run a module under its name; its arguments live until it returns, as in nn.Module.__call__."""
         outer = self.module

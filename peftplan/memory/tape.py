@@ -135,12 +135,14 @@ class Engine:
         self.segments: list[Segment] = [Segment("start", 0, 0, 0)]
         self.nodes: list[Node | str] = []
         self.grad_enabled = True
+        self.training = True
         self.module = ""
         self.kind = "input"  # what a new allocation counts as: input, activation, temporary, ...
         self.autocast: DType | None = None
         self.autocast_cache: dict[tuple[int, int], Tensor] = {}
         # (rounded, requested) bytes of cast weights that died with the cache, by block
         self.cleared: dict[int, tuple[int, int]] = {}
+        self.clear_clock = 0
         self.frame: Frame | None = None
         self.recording: list[Any] | None = None
         self.recording_target = 0
@@ -331,6 +333,7 @@ class Engine:
     def _clear_autocast_cache(self) -> None:
         """Drop the cast weights; what nothing else keeps dies here, and is noted by block."""
         cache = self.autocast_cache
+        self.clear_clock = self.clock
         for key in list(cache):
             held = cache.pop(key)
             # referred to by `held` and the call; its storage by the tensor and the call

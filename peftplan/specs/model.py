@@ -46,6 +46,8 @@ class ModelSpec:
     encoder: bool = False
     inactive_params: int = 0  # weights of experts that a token does not visit
     notes: list[str] = field(default_factory=list)
+    # whether the model's forward keeps what it hands the first block in a variable of its own
+    keeps_first_input: bool = True
 
     @property
     def num_layers(self) -> int:

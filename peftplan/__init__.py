@@ -1,0 +1,28 @@
+"""peftplan: what a fine-tuning run needs and costs, from a model's config, before a GPU is rented."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peftplan.planner import compare, estimate
+    from peftplan.report import Report
+    from peftplan.request import Request
+
+__version__ = "0.1.0"
+__all__ = ["Report", "Request", "__version__", "compare", "estimate"]
+
+_HOMES = {
+    "Request": "peftplan.request",
+    "Report": "peftplan.report",
+    "estimate": "peftplan.planner",
+    "compare": "peftplan.planner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that `import peftplan` stays light."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'peftplan' has no attribute {name!r}")

@@ -1,0 +1,194 @@
+"""From a played step to an account: moments, the peak and its owner, and a breakdown that sums to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from peftplan.breakdown import Node, branch, leaf
+from peftplan.memory.overheads import NUM_WORKSPACES, cublas_workspace_bytes
+from peftplan.memory.resident import Resident, Tally, tally_resident
+from peftplan.memory.step import Moment, Timeline, play_step
+from peftplan.memory.tape import Record
+from peftplan.optimizers import OPTIMIZERS
+from peftplan.specs.formats import BLOCK_BYTES
+from peftplan.specs.model import ModelSpec
+from peftplan.specs.run import StepSpec
+
+PEAK_MOMENTS = ("forward", "loss", "backward", "optimizer_step")
+_LARGEST_SHOWN = 12
+_KINDS = {
+    "input": "inputs",
+    "activation": "activations",
+    "recomputed activation": "recomputed activations",
+    "temporary": "temporaries",
+}
+
+
+@dataclass(slots=True)
+class Account:
+    """A step's memory on one device, in bytes."""
+
+    resident: Resident
+    timeline: Timeline
+    moments: dict[str, int]
+    peak_moment: str
+    activations_bytes: int
+    breakdown: Node
+
+    @property
+    def peak_allocated_bytes(self) -> int:
+        """The largest sum of live blocks after the allocator's rounding."""
+        return self.moments[self.peak_moment]
+
+
+def account(model: ModelSpec, step: StepSpec) -> Account:
+    """Play the step and settle its bytes."""
+    resident = tally_resident(model, OPTIMIZERS[step.optimizer], step.master_weights)
+    timeline = play_step(model, step)
+    workspaces = NUM_WORKSPACES * cublas_workspace_bytes(step.compute_capability)
+    base = resident.allocated + workspaces
+    if step.accumulating:
+        base += resident.gradients.allocated
+    loaded = resident.weights.allocated + resident.adapters.allocated
+    phases = timeline.phases
+    moments = {
+        "loaded": loaded,
+        "forward": base + phases["forward"].bytes,
+        "forward_end": base + timeline.forward_end_bytes,
+        "loss": base + phases["loss"].bytes,
+        "backward": base + phases["backward"].bytes,
+        "optimizer_step": base + timeline.end_bytes + _step_bytes(resident, step),
+    }
+    peak = max(PEAK_MOMENTS, key=lambda name: moments[name])
+    inputs = sum(r.nbytes for r in timeline.records if r.kind == "input")
+    breakdown = _breakdown(resident, timeline, step, peak, workspaces, moments[peak])
+    return Account(
+        resident, timeline, moments, peak, timeline.forward_end_requested - inputs, breakdown
+    )
+
+
+def _step_bytes(resident: Resident, step: StepSpec) -> int:
+    """What the optimizer step adds to the level it finds."""
+    added = resident.step_temporary.allocated
+    if step.master_weights:
+        added -= resident.gradients.allocated  # freed as they are cast
+    norms = resident.num_trained_tensors * BLOCK_BYTES if step.trainer else 0
+    return max(added, norms)
+
+
+def _breakdown(
+    resident: Resident, timeline: Timeline, step: StepSpec, peak: str, workspaces: int, total: int
+) -> Node:
+    optimizing = peak == "optimizer_step"
+    if optimizing:
+        moment = Moment(0, timeline.player.clock, timeline.end_copies)
+    else:
+        moment = timeline.phases[peak]
+    groups = _alive(timeline, moment)
+    nodes = [
+        _state("weights", resident.weights),
+        _state("adapters", resident.adapters),
+        _state("master weights", resident.master_weights),
+        _state("optimizer states", resident.optimizer_states),
+    ]
+    if step.accumulating and not (optimizing and step.master_weights):
+        nodes.append(_state("gradients", resident.gradients))
+    elif not (optimizing and step.master_weights):
+        nodes.append(leaf("gradients", groups.pop("gradient", _Group()).requested, "alive at the peak"))
+    groups.pop("gradient", None)
+    for kind, name in _KINDS.items():
+        if kind in groups:
+            nodes.append(groups[kind].node(name))
+    if optimizing:
+        nodes.append(_state("optimizer step temporaries", resident.step_temporary))
+    nodes.append(
+        leaf("cuBLAS workspaces", workspaces, f"{NUM_WORKSPACES} handles", "cublas-workspace")
+    )
+    known = sum(node.bytes for node in nodes)
+    nodes.append(
+        leaf(
+            "allocator rounding",
+            total - known,
+            f"every tensor rounded up to {BLOCK_BYTES} bytes",
+            "torch-allocator",
+        )
+    )
+    return branch("peak allocated", nodes)
+
+
+def _state(name: str, tally: Tally) -> Node:
+    return branch(name, [leaf(kind, size) for kind, size in tally.parts.items()])
+
+
+class _Group:
+    """Live tensors of one kind, alike ones added up."""
+
+    def __init__(self) -> None:
+        self.requested = 0
+        self.items: dict[tuple[str, str, str, tuple[int, ...]], list[int]] = {}
+
+    def add(self, record: Record, copies: int) -> None:
+        self.requested += record.nbytes * copies
+        key = (_place(record.module), record.op, record.dtype.name, record.shape)
+        item = self.items.setdefault(key, [0, 0])
+        item[0] += copies
+        item[1] += record.nbytes * copies
+
+    def node(self, name: str) -> Node:
+        ranked = sorted(self.items.items(), key=lambda item: -item[1][1])
+        shown = [
+            leaf(
+                f"{place or 'outside the blocks'}: {op}",
+                size,
+                f"{count} x {dtype}[{', '.join(map(str, shape))}]",
+            )
+            for (place, op, dtype, shape), (count, size) in ranked[:_LARGEST_SHOWN]
+        ]
+        rest = sum(size for _, (_, size) in ranked[_LARGEST_SHOWN:])
+        if rest:
+            shown.append(leaf(f"{len(ranked) - _LARGEST_SHOWN} smaller kinds", rest))
+        return branch(name, shown)
+
+
+def _place(module: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))
+
+
+def _alive(timeline: Timeline, moment: Moment) -> dict[str, _Group]:
+    """Tensors alive at a moment, those of the copied blocks multiplied, by kind."""
+    groups: dict[str, _Group] = {}
+    clock = moment.clock
+    for record in timeline.records:
+        if record.born <= clock and (not record.died or record.died > clock):
+            groups.setdefault(record.kind, _Group()).add(record, 1)
+    for play, (saved, done) in zip(timeline.plays, moment.copies):
+        if saved:
+            group = groups.setdefault("activation", _Group())
+            for record, copies in _kept(timeline, play.forward_segment, saved):
+                group.add(record, copies)
+        if done:
+            group = groups.setdefault("gradient", _Group())
+            start, end = timeline.backward_clocks[play.name]
+            for record in timeline.records:
+                if record.kind == "gradient" and start < record.born <= end:
+                    group.add(record, done)
+    return groups
+
+
+def _kept(timeline: Timeline, segment: int, copies: int) -> Iterable[tuple[Record, int]]:
+    """What one block's forward leaves for backward; the block's output stands for its checkpoint."""
+    segments = timeline.player.segments
+    start, end = segments[segment].start_clock, segments[segment + 1].start_clock
+    cleared, until = timeline.player.clear_clock, timeline.forward_end_clock
+    born = [
+        r
+        for r in timeline.records
+        if start < r.born <= end
+        and (not r.died or r.died > end)
+        and not (cleared and cleared < r.died <= until)
+    ]
+    lasting = [r for r in born if not r.died or r.died > until]
+    # a checkpointed block leaves its output, the next one's input, which the last block's does not outlive
+    kept = lasting or born[-1:]
+    return [(record, copies) for record in kept]

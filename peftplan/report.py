@@ -1,0 +1,113 @@
+"""The report: one answer, in the shape of the public JSON interface. All bytes are integers of one device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from peftplan.breakdown import Node
+
+SCHEMA_VERSION = 1
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelFacts(_Frozen):
+    """The model that was answered for."""
+
+    id: str
+    architecture: str
+    num_params: int
+    num_active_params: int
+
+
+class MethodFacts(_Frozen):
+    """What trains, and what a saved adapter takes (in the adapter's format; 0 without an adapter)."""
+
+    kind: str
+    num_trainable_params: int
+    trainable_frac: float
+    adapter_checkpoint_bytes: int
+
+
+class Interval(_Frozen):
+    """Where `device_bytes` is expected to lie, how often, and on what ground."""
+
+    low_bytes: int
+    high_bytes: int
+    coverage: float
+    basis: str
+
+
+class ResidentBytes(_Frozen):
+    """State that lives from step to step: requested bytes, before the allocator's rounding."""
+
+    weights: int
+    adapters: int
+    gradients: int
+    master_weights: int
+    optimizer_states: int
+
+
+class LoadBytes(_Frozen):
+    """While the model is loaded: the most on the device, and on the host beside the process itself."""
+
+    device_peak_bytes: int
+    host_peak_bytes: int
+    checkpoint_bytes: int
+
+
+class Memory(_Frozen):
+    """Three totals, never mixed: allocated and reserved by torch's allocator, and the process on the device."""
+
+    peak_moment: str
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    device_bytes: int
+    interval: Interval
+    resident: ResidentBytes
+    activations_bytes: int
+    moments: dict[str, int]
+    evaluation_peak_bytes: int
+    load: LoadBytes
+    breakdown: Node
+
+
+class GpuFit(_Frozen):
+    """The card, its three capacities, and whether the run completes on it."""
+
+    name: str
+    num_gpus: int
+    sold_bytes: int
+    driver_bytes: int
+    usable_bytes: int
+    fits: bool
+    certain: bool
+    headroom_bytes: int
+
+
+class RecipeTotal(_Frozen):
+    """The same run under another precision recipe."""
+
+    precision: str
+    peak_allocated_bytes: int
+    bytes_per_param: float
+
+
+class Report(_Frozen):
+    """One run's answer."""
+
+    schema_version: int
+    request: dict[str, Any]
+    model: ModelFacts
+    method: MethodFacts
+    memory: Memory
+    gpu: GpuFit | None
+    time: None = None
+    cost: None = None
+    recipes: tuple[RecipeTotal, ...] = ()
+    versions: dict[str, str]
+    notes: tuple[str, ...]

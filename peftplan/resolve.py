@@ -1,0 +1,181 @@
+"""From a request to specifications: defaults filled in, contradictions refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from peftplan.arch import build_model
+from peftplan.catalog import GpuRecord, find_gpu, nearest_gpus
+from peftplan.catalog.lookup import FoundModel, find_config
+from peftplan.errors import BadInput, NotFound
+from peftplan.methods import METHODS, Method
+from peftplan.optimizers import OPTIMIZERS
+from peftplan.request import Request
+from peftplan.specs.formats import BF16, FLOAT_DTYPES, FP16, FP32, DType, QuantFormat
+from peftplan.specs.method import MethodSpec
+from peftplan.specs.model import ModelSpec
+from peftplan.specs.run import StepSpec
+
+DEFAULT_SEQ_LEN = 2048
+REFERENCE_GPU = "a100-80"
+
+# What full fine-tuning keeps its weights in, and whether under autocast: (weights, autocast).
+FULL_RECIPES: dict[str, tuple[DType, DType | None]] = {
+    "bf16": (BF16, None),
+    "fp16": (FP16, None),
+    "fp32": (FP32, None),
+    "bf16-mixed": (FP32, BF16),
+    "fp16-mixed": (FP32, FP16),
+    "bf16-master": (BF16, None),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request with every default filled in, and the specifications it stands for."""
+
+    request: Request
+    found: FoundModel
+    model: ModelSpec
+    method: Method
+    method_spec: MethodSpec
+    step: StepSpec
+    gpu: GpuRecord | None
+
+
+def resolve(request: Request) -> Plan:
+    """Fill in defaults, refuse contradictions, find the model and the GPU, and build both specs."""
+    method = _choose("--method", request.method, METHODS)
+    found = _find_model(request.model)
+    model = build_model(found.config, f"config of {found.id}")
+    gpu = _find_gpu(request.gpu) if request.gpu is not None else None
+    filled = _fill(request, method, model)
+    _choose("--optimizer", filled.optimizer or "", OPTIMIZERS)
+    weights, autocast = _formats(filled, method)
+    spec = MethodSpec(
+        rank=filled.rank,
+        dropout=filled.dropout,
+        targets=filled.targets if isinstance(filled.targets, str) else tuple(filled.targets),
+        bias=filled.bias,
+        modules_to_save=tuple(filled.modules_to_save),
+        adapter_dtype=FLOAT_DTYPES[filled.adapter_dtype],
+        base_dtype=weights,
+        quant=_quant(filled),
+        kbit_prepare=bool(filled.kbit_prepare),
+    )
+    step = StepSpec(
+        micro_batch=filled.micro_batch,
+        seq_len=filled.seq_len or DEFAULT_SEQ_LEN,
+        checkpointing=filled.checkpointing,
+        autocast=autocast,
+        attention=filled.attention,
+        loss=filled.loss,
+        trainer=filled.loop == "trainer",
+        accumulating=filled.grad_accum > 1,
+        master_weights=filled.precision == "bf16-master",
+        optimizer=filled.optimizer or "adamw",
+        compute_capability=_capability(gpu),
+    )
+    return Plan(filled, found, model, method, spec, step, gpu)
+
+
+def _choose(option: str, name: str, table: dict[str, Any]) -> Any:
+    """A row by name, case and underscores apart; an unknown name lists what there is."""
+    key = name.strip().lower().replace("_", "-")
+    if key in table:
+        return table[key]
+    near = get_close_matches(key, table, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise BadInput(f"{option} {name!r} is unknown; there are {', '.join(table)}{hint}")
+
+
+def _find_model(model: str | dict[str, Any]) -> FoundModel:
+    if isinstance(model, str):
+        return find_config(model)
+    name = str(model.get("_name_or_path") or model.get("model_type") or "config")
+    return FoundModel(name, model, "config given as a mapping")
+
+
+def _find_gpu(name: str) -> GpuRecord:
+    gpu = find_gpu(name)
+    if gpu is None:
+        near = nearest_gpus(name)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise NotFound(f"--gpu {name!r} is not in the catalogue{hint} (all: `peftplan gpus`)")
+    return gpu
+
+
+def _capability(gpu: GpuRecord | None) -> tuple[int, int]:
+    record = gpu or find_gpu(REFERENCE_GPU)
+    assert record is not None
+    if record.compute_capability is None:
+        reference = find_gpu(REFERENCE_GPU)
+        assert reference is not None and reference.compute_capability is not None
+        return reference.compute_capability
+    return record.compute_capability
+
+
+def _fill(request: Request, method: Method, model: ModelSpec) -> Request:
+    """The request with defaults that depend on other fields or on the model."""
+    quant = request.quant or method.default_quant
+    optimizer = request.optimizer or ("adamw-fused" if request.loop == "trainer" else "adamw")
+    prepare = request.kbit_prepare
+    if prepare is None:
+        prepare = method.default_quant is not None and quant is not None
+    limit = model.max_seq_len or DEFAULT_SEQ_LEN
+    precision = request.precision or method.default_precision
+    base = request.base_dtype
+    if base is None:
+        base = FULL_RECIPES[precision][0].short if not method.frozen_base else "bf16"  # type: ignore[assignment]
+    return request.model_copy(
+        update={
+            "method": method.name,
+            "seq_len": request.seq_len or min(DEFAULT_SEQ_LEN, limit),
+            "alpha": request.alpha if request.alpha is not None else 2.0 * request.rank,
+            "precision": precision,
+            "base_dtype": base,
+            "quant": quant,
+            "kbit_prepare": prepare,
+            "optimizer": optimizer.strip().lower().replace("_", "-"),
+        }
+    )
+
+
+def _formats(request: Request, method: Method) -> tuple[DType, DType | None]:
+    """Format of the base's weights and autocast's format; contradictions are refused."""
+    precision = request.precision or method.default_precision
+    weights, autocast = FULL_RECIPES[precision]
+    base = FLOAT_DTYPES[request.base_dtype or weights.short]
+    if method.frozen_base:
+        if precision == "bf16-master":
+            raise BadInput(
+                "--precision bf16-master keeps fp32 masters of all weights, but "
+                f"--method {method.name} freezes them; use bf16 or bf16-mixed"
+            )
+        if request.kbit_prepare and request.quant is None:
+            raise BadInput(
+                "--kbit-prepare prepares a quantised base, and none is asked for; add --quant nf4 "
+                "or use --method qlora"
+            )
+        return base, autocast
+    if base is not weights:
+        raise BadInput(
+            f"--precision {precision} with full fine-tuning keeps weights in {weights.short}, but "
+            f"--base-dtype is {base.short}; leave --base-dtype out or choose another recipe"
+        )
+    if request.quant is not None:
+        raise BadInput(
+            f"--quant {request.quant} packs frozen weights, but --method full trains them; "
+            "use --method qlora"
+        )
+    if request.kbit_prepare:
+        raise BadInput("--kbit-prepare freezes the base, but --method full trains it; leave it out")
+    return weights, autocast
+
+
+def _quant(request: Request) -> QuantFormat | None:
+    if request.quant is None:
+        return None
+    return QuantFormat(request.quant, request.quant_block_size, request.double_quant)

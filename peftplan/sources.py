@@ -1,0 +1,171 @@
+"""Where the numbers come from: papers and library files, cited by key.
+
+A formula cites a key, or names the library file whose behaviour it mirrors; that file then stands in
+`where` below, with the version it was read in. Measurements and catalogue records carry their own source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_TORCH = "torch 2.13"
+_TRANSFORMERS = "transformers 5.23"
+_PEFT = "peft 0.21"
+_BITSANDBYTES = "bitsandbytes 0.50"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source: `where` is a paper's identifier and section, or the files that were read."""
+
+    title: str
+    where: str
+    version: str  # a library's version, or a paper's year
+
+
+SOURCES: dict[str, Source] = {
+    # ---- papers
+    "lora": Source(
+        "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models",
+        "arXiv:2106.09685, section 4.1",
+        "2021",
+    ),
+    "qlora": Source(
+        "Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs",
+        "arXiv:2305.14314, sections 2 and 3",
+        "2023",
+    ),
+    "rslora": Source(
+        "Kalajdzievski, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
+        "arXiv:2312.03732, section 3",
+        "2023",
+    ),
+    "mixed-precision": Source(
+        "Micikevicius et al., Mixed Precision Training",
+        "arXiv:1710.03740, section 3.1 (fp32 master copy of weights)",
+        "2017",
+    ),
+    "adafactor": Source(
+        "Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
+        "arXiv:1804.04235, section 3 (factored second moment)",
+        "2018",
+    ),
+    "lion": Source(
+        "Chen et al., Symbolic Discovery of Optimization Algorithms",
+        "arXiv:2302.06675, algorithm 2",
+        "2023",
+    ),
+    # ---- torch
+    "torch-autograd": Source(
+        "PyTorch's autograd engine: order of backward, where gradients meet, when saved tensors go",
+        "torch/csrc/autograd/engine.cpp, input_buffer.cpp, functions/accumulate_grad.h",
+        _TORCH,
+    ),
+    "torch-derivatives": Source(
+        "PyTorch's backward formulas: what each operation saves and allocates",
+        "tools/autograd/derivatives.yaml, torch/csrc/autograd/FunctionsManual.cpp, "
+        "aten/src/ATen/native/LossNLL.cpp, aten/src/ATen/native/cuda/SoftMax.cu",
+        _TORCH,
+    ),
+    "torch-checkpoint": Source(
+        "PyTorch's activation checkpointing, non-reentrant",
+        "torch/utils/checkpoint.py",
+        _TORCH,
+    ),
+    "torch-autocast": Source(
+        "PyTorch's autocast: lists of operations, and the cache of cast weights",
+        "aten/src/ATen/autocast_mode.cpp",
+        _TORCH,
+    ),
+    "torch-allocator": Source(
+        "PyTorch's caching allocator: rounding to 512 bytes, blocks and segments",
+        "c10/cuda/CUDACachingAllocator.cpp",
+        _TORCH,
+    ),
+    "torch-sdpa": Source(
+        "scaled_dot_product_attention on CUDA: choice of kernel, saved tensors, workspaces",
+        "aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, flash_attn/flash_api.cpp",
+        _TORCH,
+    ),
+    "torch-adamw": Source(
+        "torch.optim.AdamW: states, foreach and fused steps",
+        "torch/optim/adamw.py, torch/optim/adam.py",
+        _TORCH,
+    ),
+    "torch-sgd": Source("torch.optim.SGD", "torch/optim/sgd.py", _TORCH),
+    "cublas-workspace": Source(
+        "cuBLAS workspaces that PyTorch allocates for each handle and stream",
+        "aten/src/ATen/cuda/CublasHandlePool.cpp, CUDABlas.cpp; "
+        "NVIDIA cuBLAS documentation, CUBLAS_WORKSPACE_CONFIG",
+        _TORCH,
+    ),
+    "cuda-context": Source(
+        "Device memory of a process outside PyTorch's allocator: CUDA context, kernels, libraries",
+        "PyTorch documentation, Understanding CUDA Memory Usage (what its allocator cannot see)",
+        _TORCH,
+    ),
+    # ---- transformers and accelerate
+    "transformers-models": Source(
+        "The models' forward programs and the defaults of their configs",
+        "transformers/models/*/modeling_*.py, configuration_*.py, integrations/sdpa_attention.py",
+        _TRANSFORMERS,
+    ),
+    "transformers-loss": Source(
+        "The losses of language models: upcast, shifted labels, no copy of the logits",
+        "transformers/loss/loss_utils.py",
+        _TRANSFORMERS,
+    ),
+    "transformers-bnb": Source(
+        "What a 4-bit or 8-bit load replaces, and what it leaves",
+        "transformers/integrations/bitsandbytes.py, transformers/quantizers/base.py",
+        _TRANSFORMERS,
+    ),
+    "transformers-adafactor": Source(
+        "transformers' Adafactor: states and temporaries of a step",
+        "transformers/optimization.py",
+        _TRANSFORMERS,
+    ),
+    "accelerate-fp32-outputs": Source(
+        "accelerate's conversion of a model's outputs to fp32 under mixed precision",
+        "accelerate/utils/operations.py, convert_outputs_to_fp32",
+        "accelerate 1.15",
+    ),
+    # ---- peft
+    "peft-lora": Source(
+        "peft's LoRA layers over dense, 4-bit and 8-bit linears",
+        "peft/tuners/lora/layer.py, peft/tuners/lora/bnb.py",
+        _PEFT,
+    ),
+    "peft-kbit": Source(
+        "peft's prepare_model_for_kbit_training",
+        "peft/utils/other.py",
+        _PEFT,
+    ),
+    "peft-targets": Source(
+        "How peft resolves target_modules, all-linear included",
+        "peft/tuners/tuners_utils.py",
+        _PEFT,
+    ),
+    # ---- bitsandbytes and kernels
+    "bnb-4bit": Source(
+        "4-bit weights: packing, double quantisation, the matrix product and its backward",
+        "bitsandbytes/functional.py, quantize_4bit, dequantize_4bit; "
+        "bitsandbytes/autograd/_functions.py, MatMul4Bit; bitsandbytes/backends/cuda/ops.py, gemm_4bit",
+        _BITSANDBYTES,
+    ),
+    "bnb-int8": Source(
+        "8-bit weights: row scales, the matrix product and what its graph node holds",
+        "bitsandbytes/nn/modules.py, Int8Params; bitsandbytes/autograd/_functions.py, MatMul8bitLt",
+        _BITSANDBYTES,
+    ),
+    "bnb-optimizers": Source(
+        "8-bit, paged and 32-bit optimizers: states, block scales, small tensors kept in fp32",
+        "bitsandbytes/optim/optimizer.py, adamw.py, lion.py",
+        _BITSANDBYTES,
+    ),
+    "liger-flce": Source(
+        "Liger-Kernel's linear cross-entropy: head and loss in chunks of tokens",
+        "liger_kernel/ops/fused_linear_cross_entropy.py",
+        "liger-kernel 0.6",
+    ),
+}
