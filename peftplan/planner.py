@@ -39,7 +39,7 @@ def estimate(request: Request) -> Report:
     num_params = plan.model.num_params()
     plan.method.apply(plan.model, plan.method_spec)
     settled = account(plan.model, plan.step)
-    reserved = reserved_bytes(settled)
+    reserved = reserved_bytes(plan.model, plan.step, settled)
     memory = _memory(plan, settled, reserved)
     resident = settled.resident
     return Report.model_construct(

@@ -361,7 +361,10 @@ class ElementwiseOps(Engine):
             "EmbeddingBackward0", _embedding_backward, (ids,), (weight.edge,), (weight.shape, weight.numel)
         )
         shape = (*ids.shape, weight.shape[1])
-        return self.attach(self.new(shape, prod(shape), weight.dtype, "embedding"), node)
+        out = self.attach(self.new(shape, prod(shape), weight.dtype, "embedding"), node)
+        if ids is self.leaf_ids and node is None and self.grad_enabled:
+            self.ask_gradient(out)
+        return out
 
     def sum_to(self, grad: Tensor, numel: int) -> Tensor:
         """A gradient summed back to the size of what was broadcast."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from peftplan.memory.loss import LossOps
+from peftplan.memory.routing import RoutingOps
 from peftplan.specs.formats import FP32
 from peftplan.specs.modules import Module
 from peftplan.specs.tensors import Tensor
 
 
-class Player(LossOps):
+class Player(RoutingOps, LossOps):
     """Reads a forward program as memory: see `tape.Engine` for what it records."""
 
     attention = "sdpa"

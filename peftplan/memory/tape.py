@@ -95,6 +95,16 @@ class Frame:
         self.recomputed: list[Any] | None = None
 
 
+class Leaf:
+    """A tensor that is no weight and asks for a gradient: both stay until the loss goes."""
+
+    __slots__ = ("grad", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.grad: Tensor | None = None
+
+
 class Segment:
     """A stretch of the step between two marks: its peak level, and the level it ended at."""
 
@@ -151,8 +161,15 @@ class Engine:
         self.grads: dict[tuple[int, int], Tensor] = {}
         # Which block is running: one module stands for all blocks of a run, its weights do not.
         self.layer = -1
+        # Weights that stand in several places, how often each is used, and sums not yet complete.
+        self.shared: set[int] = set()
+        self.uses: dict[int, int] = {}
+        self.pending: dict[int, Tensor] = {}
         # Tensors that graph nodes keep as plain attributes: gone when the loss goes.
         self.held: list[Tensor] = []
+        # The ids whose embeddings ask for a gradient (enable_input_require_grads), and those embeddings.
+        self.leaf_ids: Tensor | None = None
+        self.leaves: list[Leaf] = []
         # running totals, rounded: gradients of weights, and tensors held by the graph itself
         self.gradient_bytes = 0
         self.held_bytes = 0
@@ -206,6 +223,10 @@ class Engine:
                 break
         else:
             return None
+        if self.shared and self.recording is None:
+            for edge in edges:
+                if edge is not None and id(edge[0]) in self.shared:
+                    self.uses[id(edge[0])] = self.uses.get(id(edge[0]), 0) + 1
         node = Node(fn, None, edges, context, self.module, self.layer, name)
         self.save(node, saved)
         self.nodes.append(node)
@@ -300,6 +321,12 @@ class Engine:
         edge = (None, 0, x.dtype, x.numel) if x.edge is not None else None
         return Tensor(x.shape, x.numel, x.dtype, x.storage, edge)
 
+    def ask_gradient(self, x: Tensor) -> None:
+        """As `x.requires_grad_()` on the result of something frozen."""
+        leaf = Leaf(Tensor(x.shape, x.numel, x.dtype, x.storage, None))
+        self.leaves.append(leaf)
+        x.edge = (leaf, 0, x.dtype, x.numel)
+
     def checkpoint(self, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Run a region keeping only its inputs; backward runs it again (torch's non-reentrant checkpoint)."""
         frame = Frame(run, inputs, self.autocast)
@@ -383,6 +410,10 @@ class Engine:
                 pass
             elif target.__class__ is Parameter:
                 self._accumulate(target, grad, node.layer)
+            elif target.__class__ is Leaf:
+                if getrefcount(grad.storage) > 2:  # shared with another holder: cloned, not taken
+                    grad = self.like(grad, "gradient")
+                target.grad = grad
             elif target.outputs > 1:
                 if target.grad is None:
                     target.grad = [None] * target.outputs
@@ -403,16 +434,24 @@ class Engine:
         return self.new(held.shape, held.numel, held.dtype, "gradient sum")
 
     def _accumulate(self, parameter: Parameter, grad: Tensor, node_layer: int) -> None:
-        key = (id(parameter), node_layer)
+        key = id(parameter)
+        if key in self.shared:
+            # a shared weight's gradients are summed out of place before its accumulation node runs
+            held = self.pending.pop(key, None)
+            if held is not None:
+                grad = self.like(held, "gradient sum")
+                del held
+            self.uses[key] -= 1
+            if self.uses[key]:
+                self.pending[key] = grad
+                return
         if self.accumulating:
             return  # added into the gradient that is there; `grad` goes with the caller's reference
-        held = self.grads.get(key)
-        if held is None:
-            if getrefcount(grad.storage) > 2:  # shared with another holder: cloned, not taken
-                grad = self.like(grad, "gradient")
-            grad.storage.record.kind = "gradient"
-            self.gradient_bytes += grad.storage.record.size
-            self.grads[key] = grad
+        if getrefcount(grad.storage) > 2:  # shared with another holder: cloned, not taken
+            grad = self.like(grad, "gradient")
+        grad.storage.record.kind = "gradient"
+        self.gradient_bytes += grad.storage.record.size
+        self.grads[key, node_layer] = grad
 
     # ---- provided by the operations
     def sum_to(self, grad: Tensor, numel: int) -> Tensor:

@@ -48,6 +48,7 @@ def prepare_for_kbit(model: ModelSpec) -> None:
     """peft's prepare_model_for_kbit_training: freeze, and cast every 16-bit weight that is not packed to fp32."""
     for _, parameter, _ in model.parameters():
         if parameter.role == "weight":
-            if parameter.quant is None and parameter.dtype.itemsize == 2:
+            dense = parameter.quant is None and not parameter.keep_dtype
+            if dense and parameter.dtype.itemsize == 2:
                 parameter.set_dtype(FP32)
             parameter.set_trainable(False)

@@ -58,7 +58,7 @@ def split_runs(model: ModelSpec, test: Matches, per_layer: bool) -> None:
     """Part runs of blocks whose layers a specification treats differently, so that each run is alike."""
     if not per_layer:
         return
-    parted: list[BlockRun] = []
+    parted: list[tuple[BlockRun, tuple[bool, ...]]] = []
     for run in model.runs:
         modules = list(run.block.walk())
         start, previous = 0, None
@@ -66,16 +66,23 @@ def split_runs(model: ModelSpec, test: Matches, per_layer: bool) -> None:
             prefix = f"{run.path}.{run.first_index + offset}"
             found = tuple(bool(n) and test(f"{prefix}.{n}", m) for n, m in modules)
             if previous is not None and found != previous:
-                parted.append(BlockRun(run.block, offset - start, run.first_index + start, run.path))
+                part = BlockRun(run.block, offset - start, run.first_index + start, run.path)
+                parted.append((part, previous))
                 start = offset
             previous = found
-        parted.append(BlockRun(run.block, run.count - start, run.first_index + start, run.path))
-    seen: set[int] = set()
-    for run in parted:  # every run needs a module of its own from here on
-        if id(run.block) in seen:
-            run.block = deepcopy(run.block)
-        seen.add(id(run.block))
-    model.runs = parted
+        assert previous is not None
+        part = BlockRun(run.block, run.count - start, run.first_index + start, run.path)
+        parted.append((part, previous))
+    # from here on blocks that are treated differently need modules of their own
+    own: dict[tuple[int, tuple[bool, ...]], Module] = {}
+    taken: set[int] = set()
+    for part, found in parted:
+        key = (id(part.block), found)
+        if key not in own:
+            own[key] = deepcopy(part.block) if id(part.block) in taken else part.block
+            taken.add(id(part.block))
+        part.block = own[key]
+    model.runs = [part for part, _ in parted]
 
 
 def matched(model: ModelSpec, targets: str | tuple[str, ...]) -> list[tuple[Module, str, Module]]:

@@ -12,7 +12,10 @@ from peftplan.specs.tensors import Parameter, Tensor
 
 @dataclass(slots=True)
 class BlockRun:
-    """`count` consecutive blocks that are alike: one module stands for all of them."""
+    """`count` consecutive blocks that are alike: one module stands for all of them.
+
+    Where two kinds of blocks alternate, all runs of a kind share one module.
+    """
 
     block: Module
     count: int
@@ -56,8 +59,14 @@ class ModelSpec:
 
     def groups(self) -> list[tuple[Module, int, str]]:
         """(module, how many times it stands in the model, dotted prefix of the first): stem first."""
-        blocks = [(run.block, run.count, f"{run.path}.{run.first_index}") for run in self.runs]
-        return [(self.stem, 1, ""), *blocks]
+        found: dict[int, tuple[Module, int, str]] = {}
+        for run in self.runs:  # runs that alternate share a block
+            block, count, prefix = run.block, run.count, f"{run.path}.{run.first_index}"
+            if id(block) in found:
+                _, before, prefix = found[id(block)]
+                count += before
+            found[id(block)] = (block, count, prefix)
+        return [(self.stem, 1, ""), *found.values()]
 
     def parameters(self) -> list[tuple[str, Parameter, int]]:
         """Every distinct parameter and buffer: dotted name, parameter, how many times it stands in the model."""

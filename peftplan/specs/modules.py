@@ -7,7 +7,7 @@ calls its operations in the order in which the real code does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from peftplan.specs.formats import BF16, FP32, DType
@@ -63,6 +63,23 @@ class Module:
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         """Run the module on one input."""
         raise NotImplementedError(type(self).__name__)
+
+
+class BareWeights(Module):
+    """A module that multiplies by parameters of its own, not by those of linears: a router, fused experts.
+
+    `folds` holds, while the module runs under a wrapper that adapts a parameter, what computes the
+    adapted weight when the program asks for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folds: dict[str, Callable[[Ops], Tensor]] = {}
+
+    def weight_of(self, t: Ops, name: str) -> Tensor:
+        """The parameter called `name`, or what it becomes with an adapter."""
+        fold = self.folds.get(name)
+        return self.parameters[name] if fold is None else fold(t)
 
 
 class Linear(Module):

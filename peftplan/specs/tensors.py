@@ -41,8 +41,8 @@ class Parameter(Tensor):
 
     `quant` says how the weight is packed; `dtype` is then the type it is computed in.
     `role` is "weight" for the base model's own, "adapter" for what a method adds, "buffer"
-    for tensors that are no parameters. `keep_dtype` marks weights that the real model keeps in fp32
-    whatever format it is loaded in.
+    for tensors that are no parameters. `keep_dtype` marks weights whose type no
+    cast of the whole model changes.
     """
 
     __slots__ = ("keep_dtype", "quant", "role")

@@ -1,0 +1,194 @@
+"""Operations of mixture-of-experts layers: choosing experts, sorting tokens by expert, grouped products.
+
+Every shape here follows from tokens x top_k and the weights, never from which expert a token takes: the
+grouped product takes all rows sorted by expert and their offsets, so memory does not depend on routing.
+
+Sources: torch 2.13 derivatives.yaml (topk, index, gather, div_, sum, _grouped_mm, baddbmm) and
+FunctionsManual.cpp (index_backward and the backward of topk and gather fill one tensor of zeros in place);
+transformers 5.23 integrations/moe.py (grouped_mm, the default where the library implements it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from peftplan.memory.elementwise import ElementwiseOps
+from peftplan.specs.formats import BOOL, FP32, INT64, DType
+from peftplan.specs.tensors import Tensor
+
+Grads = Sequence[Tensor | None]
+
+
+def _zeros_of_input(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    shape, numel, dtype = context
+    return (t.new(shape, numel, dtype, "new_zeros"),)
+
+
+def _grouped_mm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    x, weight, _ = saved
+    x_shape, x_numel, weight_shape, weight_numel = context
+    grad_w = t.new(weight_shape, weight_numel, g.dtype, "_grouped_mm") if x is not None else None
+    grad_x = t.new(x_shape, x_numel, g.dtype, "_grouped_mm") if weight is not None else None
+    return (grad_x, grad_w)
+
+
+def _baddbmm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    # each product is scaled into a second tensor by alpha
+    lhs_shape, lhs_numel, rhs_shape, rhs_numel = context
+    product = t.new(lhs_shape, lhs_numel, g.dtype, "bmm")
+    grad_lhs = t.new(lhs_shape, lhs_numel, g.dtype, "mul")
+    product = None
+    product = t.new(rhs_shape, rhs_numel, g.dtype, "bmm")
+    grad_rhs = t.new(rhs_shape, rhs_numel, g.dtype, "mul")
+    del product
+    return (g, grad_lhs, grad_rhs)
+
+
+def _divide_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    first = t.like(g, "div")
+    second = t.like(g, "div")
+    third = t.like(g, "neg")
+    grad_divisor = t.like(g, "mul")
+    del first, second, third
+    return (t.like(g, "div"), grad_divisor)
+
+
+def _expand_last_backward(t: Any, g: Tensor, saved: Any, shape: tuple[int, ...]) -> Grads:
+    return (t.part(g, shape),)
+
+
+def _sum_of_groups_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    shape, numel, dtype = context
+    return (t.new(shape, numel, dtype, "clone"),)
+
+
+def _copied_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (t.like(g, "clone"),)
+
+
+class RoutingOps(ElementwiseOps):
+    """What a router and its experts call beside linears and elementwise operations."""
+
+    # ---- without a gradient
+    def integers(self, shape: tuple[int, ...], op: str, dtype: DType = INT64) -> Tensor:
+        """A tensor of indices or counts, outside the graph."""
+        return self.new(shape, prod(shape), dtype, op)
+
+    # ---- choosing
+    def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest along the last dimension and where they are; saves where."""
+        shape = (*x.shape[:-1], k)
+        node = self.link("TopkBackward0", _zeros_of_input, (), (x.edge,), (x.shape, x.numel, x.dtype))
+        values = self.new(shape, prod(shape), x.dtype, "topk")
+        indices = self.integers(shape, "topk")
+        if node is not None:
+            self.save(node, (indices,))
+        return self.attach(values, node), indices
+
+    def gather(self, x: Tensor, indices: Tensor) -> Tensor:
+        """x's entries at `indices` along the last dimension; saves the indices."""
+        node = self.link(
+            "GatherBackward0", _zeros_of_input, (indices,), (x.edge,), (x.shape, x.numel, x.dtype)
+        )
+        return self.attach(self.new(indices.shape, indices.numel, x.dtype, "gather"), node)
+
+    def rows(self, x: Tensor, index: Tensor) -> Tensor:
+        """x[index], whole rows; saves the index, and its gradient is a tensor of x's size."""
+        node = self.link("IndexBackward0", _zeros_of_input, (index,), (x.edge,), (x.shape, x.numel, x.dtype))
+        shape = (index.shape[0], *x.shape[1:])
+        return self.attach(self.new(shape, prod(shape), x.dtype, "index"), node)
+
+    def masked_fill(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x with a number where the mask is set; saves the mask."""
+        node = self.link("MaskedFillBackward0", _masked_fill_backward, (mask,), (x.edge,))
+        return self.attach(self.like(x, "masked_fill"), node)
+
+    # ---- arithmetic
+    def sum_last(self, x: Tensor) -> Tensor:
+        """Sum over the last dimension, kept (autocast: in fp32); saves nothing."""
+        shape = (*x.shape[:-1], 1)
+        node = self.link("SumBackward1", _expand_last_backward, (), (x.edge,), x.shape)
+        dtype = FP32 if self.autocast is not None else x.dtype
+        return self.attach(self.new(shape, prod(shape), dtype, "sum"), node)
+
+    def sum_groups(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Sum of consecutive rows to `shape` (autocast: in fp32); its gradient is copied out in full."""
+        node = self.link(
+            "SumBackward1", _sum_of_groups_backward, (), (x.edge,), (x.shape, x.numel, x.dtype)
+        )
+        dtype = FP32 if self.autocast is not None else x.dtype
+        return self.attach(self.new(shape, prod(shape), dtype, "sum"), node)
+
+    def divide_(self, x: Tensor, divisor: Tensor) -> Tensor:
+        """x /= divisor: saves the divisor and a copy of x."""
+        edges = (x.edge, divisor.edge)
+        node = self.link("DivBackward0", _divide_backward, (divisor,), edges)
+        if node is not None and divisor.edge is not None:
+            copy = self.like(x, "clone")
+            self.save(node, (copy,))
+        return self._in_place(x, node)
+
+    def add_(self, x: Tensor, other: Tensor) -> Tensor:
+        """x += other; saves nothing."""
+        node = self.link("AddBackward0", _add_in_place_backward, (), (x.edge, other.edge))
+        return self._in_place(x, node)
+
+    def _in_place(self, x: Tensor, node: Any) -> Tensor:
+        return self.attach(Tensor(x.shape, x.numel, x.dtype, x.storage, x.edge), node)
+
+    def clamp(self, x: Tensor) -> Tensor:
+        """x held between bounds; saves x."""
+        node = self.link("ClampBackward1", _clamp_backward, (x,), (x.edge,))
+        return self.attach(self.like(x, "clamp"), node)
+
+    # ---- products
+    def grouped_mm(self, x: Tensor, weight: Tensor, offsets: Tensor, columns: int) -> Tensor:
+        """Rows of x, sorted by expert, times each one's matrix of [experts, ...] `weight`.
+
+        The kernel takes no part in autocast: the caller casts x to the weight's type. Saves the input and
+        the weight, each if the other wants a gradient, and the offsets.
+        """
+        x_edge, w_edge = x.edge, weight.edge
+        node = self.link(
+            "GroupedMmBackward0",
+            _grouped_mm_backward,
+            (x if w_edge is not None else None, weight if x_edge is not None else None, offsets),
+            (x_edge, w_edge),
+            (x.shape, x.numel, weight.shape, weight.numel),
+        )
+        rows = x.shape[0]
+        return self.attach(self.new((rows, columns), rows * columns, x.dtype, "_grouped_mm"), node)
+
+    def baddbmm(self, base: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
+        """base + alpha * lhs @ rhs over experts, autocast off: a tensor of the base's size; saves the factors."""
+        node = self.link(
+            "BaddbmmBackward0",
+            _baddbmm_backward,
+            (lhs, rhs),
+            (base.edge, lhs.edge, rhs.edge),
+            (lhs.shape, lhs.numel, rhs.shape, rhs.numel),
+        )
+        return self.attach(self.like(base, "baddbmm"), node)
+
+    def permuted(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A view whose gradient has to be copied into the order of `x` before it can be viewed back."""
+        node = self.link("ViewBackward0", _copied_backward, (), (x.edge,))
+        return self.attach(Tensor(shape, x.numel, x.dtype, x.storage, None), node)
+
+
+def _masked_fill_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (t.like(g, "masked_fill"),)
+
+
+def _add_in_place_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (g, g)
+
+
+def _clamp_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    (x,) = saved
+    above = t.new(x.shape, x.numel, BOOL, "ge")
+    out = t.like(g, "where")
+    del above
+    return (out,)
