@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass
 
 from peftplan.catalog import GpuRecord
 from peftplan.memory.account import Account, account
-from peftplan.memory.load import evaluation_peak, load_bytes
+from peftplan.memory.load import Loading, evaluation_peak, load_bytes
 from peftplan.memory.overheads import context
-from peftplan.memory.reserved import reserved_bytes
+from peftplan.memory.reserved import Replay
 from peftplan.report import (
     SCHEMA_VERSION,
     GpuFit,
@@ -23,6 +25,7 @@ from peftplan.report import (
 )
 from peftplan.request import Request
 from peftplan.resolve import FULL_RECIPES, Plan, resolve
+from peftplan.specs.model import ModelSpec
 
 # The libraries whose behaviour the answer mirrors.
 REFERENCE_VERSIONS = {
@@ -33,23 +36,62 @@ REFERENCE_VERSIONS = {
 }
 
 
+@dataclass(slots=True)
+class Settled:
+    """What a model, a method and a step come to, whatever the card: kept for the next like request."""
+
+    model: ModelSpec
+    num_params: int
+    account: Account
+    replay: Replay
+    reserved_bytes: int
+    evaluation_peak_bytes: int
+    load: Loading
+    least_capacity_bytes: int = 0  # found when a card is asked for
+
+
+_KEPT: OrderedDict[Hashable, Settled] = OrderedDict()
+_KEPT_AT_MOST = 64
+
+
+def settle(plan: Plan) -> Settled:
+    """Rewrite the model, play the step and account for it; like plans are answered from memory."""
+    key = (plan.found.key(), plan.method.name, plan.method_spec, plan.step)
+    settled = _KEPT.get(key)
+    if settled is None:
+        model, step = plan.model, plan.step
+        num_params = model.num_params()
+        plan.method.apply(model, plan.method_spec)
+        settled_account = account(model, step)
+        replay = Replay(model, step, settled_account)
+        settled = _KEPT[key] = Settled(
+            model=model,
+            num_params=num_params,
+            account=settled_account,
+            replay=replay,
+            reserved_bytes=replay.run(),
+            evaluation_peak_bytes=evaluation_peak(model, step, settled_account.resident),
+            load=load_bytes(model, settled_account.resident),
+        )
+        while len(_KEPT) > _KEPT_AT_MOST:
+            _KEPT.popitem(last=False)
+    return settled
+
+
 def estimate(request: Request) -> Report:
     """Memory of one run on one device, from the model's config alone."""
     plan = resolve(request)
-    num_params = plan.model.num_params()
-    plan.method.apply(plan.model, plan.method_spec)
-    settled = account(plan.model, plan.step)
-    reserved = reserved_bytes(plan.model, plan.step, settled)
-    memory = _memory(plan, settled, reserved)
-    resident = settled.resident
+    settled = settle(plan)
+    memory = _memory(plan, settled)
+    resident, num_params = settled.account.resident, settled.num_params
     return Report.model_construct(
         schema_version=SCHEMA_VERSION,
         request=plan.request.model_dump(),
         model=ModelFacts.model_construct(
             id=plan.found.id,
-            architecture=plan.model.family,
+            architecture=settled.model.family,
             num_params=num_params,
-            num_active_params=num_params - plan.model.inactive_params,
+            num_active_params=num_params - settled.model.inactive_params,
         ),
         method=MethodFacts.model_construct(
             kind=plan.method.name,
@@ -58,26 +100,27 @@ def estimate(request: Request) -> Report:
             adapter_checkpoint_bytes=resident.adapter_checkpoint_bytes,
         ),
         memory=memory,
-        gpu=_fit(plan.gpu, plan, memory) if plan.gpu is not None else None,
+        gpu=_fit(plan.gpu, plan, settled, memory) if plan.gpu is not None else None,
         time=None,
         cost=None,
         recipes=_other_recipes(plan),
         versions=dict(REFERENCE_VERSIONS),
-        notes=_notes(plan),
+        notes=_notes(plan, settled.model),
     )
 
 
-def _memory(plan: Plan, settled: Account, reserved: int) -> Memory:
+def _memory(plan: Plan, settled: Settled) -> Memory:
     outside = context(plan.step.compute_capability)
-    resident = settled.resident
+    account, reserved = settled.account, settled.reserved_bytes
+    resident = account.resident
     middle = reserved + resident.paged_bytes + outside.middle_bytes
     return Memory.model_construct(
-        peak_moment=settled.peak_moment,
-        peak_allocated_bytes=settled.peak_allocated_bytes,
+        peak_moment=account.peak_moment,
+        peak_allocated_bytes=account.peak_allocated_bytes,
         peak_reserved_bytes=reserved,
         device_bytes=middle,
         interval=Interval.model_construct(
-            low_bytes=settled.peak_allocated_bytes + outside.low_bytes,
+            low_bytes=account.peak_allocated_bytes + outside.low_bytes,
             high_bytes=reserved + resident.paged_bytes + outside.high_bytes,
             coverage=0.9,
             basis=outside.basis,
@@ -89,32 +132,36 @@ def _memory(plan: Plan, settled: Account, reserved: int) -> Memory:
             master_weights=resident.master_weights.requested,
             optimizer_states=resident.optimizer_states.requested,
         ),
-        activations_bytes=settled.activations_bytes,
-        moments=settled.moments,
-        evaluation_peak_bytes=evaluation_peak(plan.model, plan.step, settled.resident),
-        load=LoadBytes.model_construct(**asdict(load_bytes(plan.model, settled.resident))),
-        breakdown=settled.breakdown,
+        activations_bytes=account.activations_bytes,
+        moments=account.moments,
+        evaluation_peak_bytes=settled.evaluation_peak_bytes,
+        load=LoadBytes.model_construct(**asdict(settled.load)),
+        breakdown=account.breakdown,
     )
 
 
-def _fit(gpu: GpuRecord, plan: Plan, memory: Memory) -> GpuFit:
-    """Whether the run completes: what must be held against what the card can give.
+def _fit(gpu: GpuRecord, plan: Plan, settled: Settled, memory: Memory) -> GpuFit:
+    """Whether the run completes: the least memory in which it does against what the card can give.
 
-    The allocator returns cached blocks before it fails, so reserved memory beyond the allocated peak
-    counts only in the cautious end of the interval.
+    The allocator gives cached segments back before it fails, so the step is replayed against a capacity
+    rather than its reserved peak compared with it. Paged optimizer states can move to the host.
     """
     outside = context(plan.step.compute_capability)
-    needed = memory.peak_allocated_bytes + outside.middle_bytes
-    high = memory.interval.high_bytes
-    fits = needed <= gpu.usable_bytes
-    certain = high <= gpu.usable_bytes or memory.interval.low_bytes > gpu.usable_bytes
+    if not settled.least_capacity_bytes:
+        settled.least_capacity_bytes = settled.replay.least_capacity_bytes(settled.reserved_bytes)
+    least = settled.least_capacity_bytes
+    needed = least + outside.middle_bytes
+    certain = (
+        memory.interval.high_bytes <= gpu.usable_bytes
+        or memory.interval.low_bytes > gpu.usable_bytes
+    )
     return GpuFit.model_construct(
         name=gpu.name,
         num_gpus=plan.request.gpus,
         sold_bytes=gpu.sold_bytes,
         driver_bytes=gpu.driver_bytes,
         usable_bytes=gpu.usable_bytes,
-        fits=fits,
+        fits=needed <= gpu.usable_bytes,
         certain=certain,
         headroom_bytes=gpu.usable_bytes - needed,
     )
@@ -129,21 +176,20 @@ def _other_recipes(plan: Plan) -> tuple[RecipeTotal, ...]:
         request = plan.request.model_copy(
             update={"precision": precision, "base_dtype": weights.short}
         )
-        other = resolve(request)
-        other.method.apply(other.model, other.method_spec)
-        peak = account(other.model, other.step).peak_allocated_bytes
+        other = settle(resolve(request))
+        peak = other.account.peak_allocated_bytes
         totals.append(
             RecipeTotal.model_construct(
                 precision=precision,
                 peak_allocated_bytes=peak,
-                bytes_per_param=peak / other.model.num_params(),
+                bytes_per_param=peak / other.num_params,
             )
         )
     return tuple(totals)
 
 
-def _notes(plan: Plan) -> tuple[str, ...]:
-    request, model = plan.request, plan.model
+def _notes(plan: Plan, model: ModelSpec) -> tuple[str, ...]:
+    request = plan.request
     notes = [plan.found.origin, _recipe_note(plan)]
     limit = model.max_seq_len
     if limit is not None and request.seq_len is not None and request.seq_len > limit:

@@ -20,6 +20,7 @@ FAMILIES: dict[str, str] = {
     "mistral": "llama_like",
     "qwen2": "llama_like",
     "gpt2": "gpt2",
+    "mixtral": "mixtral",
 }
 
 

@@ -3,9 +3,52 @@
 from __future__ import annotations
 
 from peftplan.arch.config import Config, activation, head_dim
-from peftplan.arch.llama_like import Attention, DecoderStem
+from peftplan.arch.llama_like import Attention
 from peftplan.arch.moe import Experts, Router, inactive_weights, top_k_of
-from peftplan.arch.rotary import Table, position_ids
-from peftplan.specs.model import BlockRun, ModelSpec
-from peftplan.specs.modules import Linear, Module, Ops, RMSNorm
+from peftplan.arch.sparse_decoder import Block, decoder
+from peftplan.specs.model import ModelSpec
+from peftplan.specs.modules import Module, Ops
 from peftplan.specs.tensors import Tensor
+
+
+class SparseMLP(Module):
+    """A router and the experts it chooses from."""
+
+    def __init__(self, gate: Router, experts: Experts) -> None:
+        super().__init__()
+        self.gate = gate
+        self.experts = experts
+
+    def forward(self, t: Ops, x: Tensor) -> Tensor:
+        shape = x.shape
+        x = t.view(x, (x.numel // shape[-1], shape[-1]))
+        logits, weights, chosen = t.call("gate", self.gate, x)
+        x = t.call("experts", self.experts, x, chosen, weights)
+        return t.view(x, shape)  # type: ignore[no-any-return]
+
+
+def build(c: Config) -> ModelSpec:
+    """A Mixtral, from its config."""
+    hidden, heads = c.size("hidden_size", 4096), c.count("num_attention_heads", 32)
+    kv_heads = c.count("num_key_value_heads", 8)
+    c.divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
+    dim = head_dim(c, hidden, heads)
+    num_experts = c.count("num_local_experts", 8)
+    top_k = top_k_of(c, "num_experts_per_tok", num_experts, 2)
+    experts = Experts(
+        num_experts,
+        hidden,
+        c.size("intermediate_size", 14336),
+        activation(c, "hidden_act", "silu"),
+    )
+    attention = Attention(hidden, heads, kv_heads, dim, qkv_bias=False, out_bias=False)
+    gate = Router(hidden, num_experts, top_k, normalise=True, narrow=False)
+    num_layers = c.count("num_hidden_layers", 32)
+    return decoder(
+        c,
+        [Block(hidden, attention, SparseMLP(gate, experts))] * num_layers,
+        rotary_dim=dim,
+        default_length=131072,
+        mlp_targets=("w1", "w2", "w3"),
+        inactive_params=num_layers * inactive_weights(experts, top_k),
+    )

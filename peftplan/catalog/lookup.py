@@ -30,6 +30,11 @@ class FoundModel:
     id: str
     config: Mapping[str, Any]
     origin: str  # a sentence for the notes
+    in_catalogue: bool = False
+
+    def key(self) -> str:
+        """What tells this config from any other: a catalogue id, or the config itself."""
+        return self.id if self.in_catalogue else json.dumps(self.config, sort_keys=True, default=str)
 
 
 def find_config(name: str) -> FoundModel:
@@ -41,7 +46,7 @@ def find_config(name: str) -> FoundModel:
     record = find_model(name)
     if record is not None:
         return FoundModel(
-            record.id, record.config, f"{name} taken as {record.id} from the catalogue"
+            record.id, record.config, f"{name} taken as {record.id} from the catalogue", True
         )
     try:
         path = Path(name).expanduser()

@@ -64,11 +64,20 @@ class Pool:
         return block
 
 
-class CachingAllocator:
-    """Reserved and allocated bytes as requests come and go. Sizes are already rounded to 512 bytes."""
+class OutOfCapacity(Exception):
+    """A request that fits neither in a cached block nor, cached segments given back, on the device."""
 
-    def __init__(self) -> None:
+
+class CachingAllocator:
+    """Reserved bytes as requests come and go. Sizes are already rounded to 512 bytes.
+
+    With a `capacity_bytes`, segments that are wholly free are given back before a request fails.
+    """
+
+    def __init__(self, capacity_bytes: int | None = None) -> None:
         self.reserved_bytes = 0
+        self.peak_reserved_bytes = 0
+        self.capacity_bytes = capacity_bytes
         self.small = Pool(MIN_BLOCK - 1)
         self.large = Pool(SMALL_REQUEST)
         self.number = 0
@@ -96,9 +105,24 @@ class CachingAllocator:
             segment = LARGE_SEGMENT
         else:
             segment = -(-size // OWN_SEGMENT_MULTIPLE) * OWN_SEGMENT_MULTIPLE
+        capacity = self.capacity_bytes
+        if capacity is not None and self.reserved_bytes + segment > capacity:
+            self.give_back()
+            if self.reserved_bytes + segment > capacity:
+                raise OutOfCapacity
         self.reserved_bytes += segment
+        if self.reserved_bytes > self.peak_reserved_bytes:
+            self.peak_reserved_bytes = self.reserved_bytes
         self.number += 1
         return Block(self.number, segment, None, None)
+
+    def give_back(self) -> None:
+        """Return every segment that is one free block to the device (empty_cache)."""
+        for pool in (self.small, self.large):
+            for block in list(pool.blocks.values()):
+                if block.before is None and block.after is None:
+                    pool.take(block)
+                    self.reserved_bytes -= block.size
 
     def release(self, block: Block, small: bool) -> None:
         """Give a block back; it merges with free neighbours."""

@@ -35,10 +35,12 @@ class LossOps(AttentionOps):
         """ForCausalLMLoss on [batch, length, vocabulary] logits: a scalar that carries the graph."""
         logits = self.to(logits, FP32)
         batch, length = labels.shape
-        labels = self.new((batch, length + 1), batch * (length + 1), INT64, "constant_pad_nd")
+        labels = padded = self.new((batch, length + 1), batch * (length + 1), INT64, "constant_pad_nd")
         if batch > 1:
             labels = self.new((batch, length), batch * length, INT64, "clone")
-        return self.cross_entropy(logits, labels)
+        loss = self.cross_entropy(logits, labels)
+        del padded  # alive until the function ends
+        return loss
 
     def masked_lm_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy over every position, no shift (bert, roberta, deberta, t5)."""

@@ -18,6 +18,7 @@ from peftplan.memory.allocator import (
     SMALL_SEGMENT,
     Block,
     CachingAllocator,
+    OutOfCapacity,
 )
 from peftplan.memory.overheads import NUM_WORKSPACES, cublas_workspace_bytes
 from peftplan.memory.tape import Record
@@ -34,36 +35,61 @@ REPLAYED_COPIES = 4
 Event = tuple[int, Record, bool]
 
 
-def reserved_bytes(model: ModelSpec, step: StepSpec, account: Account) -> int:
-    """Peak of reserved memory by the end of a second step."""
-    allocator = CachingAllocator()
-    optimizer, timeline = OPTIMIZERS[step.optimizer], account.timeline
-    sizes = [
-        (allocated_bytes(size), count)
-        for _, parameter, count in model.parameters()
-        for _, size in parameter.storages()
-    ]
-    _hold(allocator, sizes)
-    _hold(allocator, [(cublas_workspace_bytes(step.compute_capability), NUM_WORKSPACES)])
-    trained = [(p, n) for _, p, n in model.parameters() if p.edge is not None]
-    formats = [(p, n, FP32 if step.master_weights else p.dtype) for p, n in trained]
-    states = [
-        (allocated_bytes(size), n) for p, n, d in formats for size in optimizer.states(p.shape, d)
-    ]
-    if step.master_weights:
-        states += [(allocated_bytes(4 * p.numel), n) for p, n in trained]
-    temporaries = [(allocated_bytes(optimizer.step_all(p.numel, d)), n) for p, n, d in formats]
-    events = _events(timeline.records)
-    for number in range(2):
-        gradients = _replay(allocator, events)
-        if number == 0:
-            _hold(allocator, states)
-        for block, small in _hold(allocator, temporaries) + gradients:
-            allocator.release(block, small)
-    replayed = sum(size * min(count, REPLAYED_COPIES) for size, count in temporaries)
-    unplayed = account.peak_allocated_bytes - _replayed_peak(step, account, replayed)
-    reserved = allocator.reserved_bytes + _unreplayed_segments(sizes + states) + max(unplayed, 0)
-    return max(reserved, account.peak_allocated_bytes)
+class Replay:
+    """Two steps of a played tape, ready to be run through the allocator with or without a capacity."""
+
+    def __init__(self, model: ModelSpec, step: StepSpec, account: Account) -> None:
+        optimizer = OPTIMIZERS[step.optimizer]
+        self.peak_allocated_bytes = account.peak_allocated_bytes
+        workspace = cublas_workspace_bytes(step.compute_capability)
+        parameters = [(p, n) for _, p, n in model.parameters()]
+        self.weights = [
+            (allocated_bytes(size), n) for p, n in parameters for _, size in p.storages()
+        ] + [(workspace, NUM_WORKSPACES)]
+        trained = [(p, n) for p, n in parameters if p.edge is not None]
+        formats = [(p, n, FP32 if step.master_weights else p.dtype) for p, n in trained]
+        self.states = [
+            (allocated_bytes(size), n)
+            for p, n, d in formats
+            for size in optimizer.states(p.shape, d)
+        ]
+        if step.master_weights:
+            self.states += [(allocated_bytes(4 * p.numel), n) for p, n in trained]
+        self.temporaries = [
+            (allocated_bytes(optimizer.step_all(p.numel, d)), n) for p, n, d in formats
+        ]
+        self.events = _events(account.timeline.records)
+        replayed = sum(size * min(n, REPLAYED_COPIES) for size, n in self.temporaries)
+        unplayed = account.peak_allocated_bytes - _replayed_peak(step, account, replayed)
+        # bytes that the replay does not see: segments of further blocks' state, and what those blocks save
+        self.beside_bytes = _unreplayed_segments(self.weights + self.states) + max(unplayed, 0)
+
+    def run(self, capacity_bytes: int | None = None) -> int:
+        """Peak of reserved bytes by the end of the second step; raises OutOfCapacity beyond the capacity."""
+        if capacity_bytes is not None:
+            capacity_bytes -= self.beside_bytes
+        allocator = CachingAllocator(capacity_bytes)
+        _hold(allocator, self.weights)
+        for number in range(2):
+            gradients = _replay(allocator, self.events)
+            if number == 0:
+                _hold(allocator, self.states)
+            for block, small in _hold(allocator, self.temporaries) + gradients:
+                allocator.release(block, small)
+        return max(allocator.peak_reserved_bytes + self.beside_bytes, self.peak_allocated_bytes)
+
+    def least_capacity_bytes(self, reserved_bytes: int) -> int:
+        """The least memory in which the step completes, cached segments being given back: within 2 %
+        of the way from allocated to reserved, from above."""
+        low, high = self.peak_allocated_bytes, reserved_bytes
+        for _ in range(6):
+            middle = (low + high) // 2
+            try:
+                self.run(middle)
+                high = middle
+            except OutOfCapacity:
+                low = middle
+        return high
 
 
 def _replayed_peak(step: StepSpec, account: Account, temporary_bytes: int) -> int:
