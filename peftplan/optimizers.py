@@ -3,6 +3,8 @@
 An optimizer is a row of `OPTIMIZERS`. States are listed tensor by tensor, because the allocator rounds
 each of them; a step's temporaries are either one set over all tensors of a type (foreach) or those of the
 largest tensor alone (a loop over tensors).
+
+Source: adafactor, lion (the papers); the library files behind each row's `source`.
 """
 
 from __future__ import annotations

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass
 
 from peftplan.catalog import GpuRecord
+from peftplan.changes import single_changes
+from peftplan.errors import PeftplanError
 from peftplan.memory.account import Account, account
 from peftplan.memory.load import Loading, evaluation_peak, load_bytes
 from peftplan.memory.overheads import context
 from peftplan.memory.reserved import Replay
 from peftplan.report import (
     SCHEMA_VERSION,
+    Change,
+    Comparison,
     GpuFit,
     Interval,
     LoadBytes,
@@ -215,3 +219,29 @@ def _recipe_note(plan: Plan) -> str:
     autocast = plan.step.autocast
     text += f", autocast to {autocast.short}" if autocast else ", no autocast"
     return text + f", optimizer {request.optimizer}, {request.loop} loop"
+
+
+def compare(requests: Iterable[Request]) -> Comparison:
+    """Runs side by side: every answer, and the parts of their peaks row by row."""
+    return Comparison.of(tuple(estimate(request) for request in requests))
+
+
+def suggest_changes(request: Request, report: Report) -> tuple[Change, ...]:
+    """Single changes of a request that lower its peak, the largest saving first.
+
+    `request` is what was asked, its open fields left open: with another method they follow it. Without a
+    GPU nothing is known to fit.
+    """
+    found = []
+    for text, fields in single_changes(report.request):
+        try:
+            plan = resolve(request.model_copy(update=fields))
+        except PeftplanError:  # a change that contradicts the rest of the request is no advice
+            continue
+        settled = settle(plan)
+        saves = report.memory.peak_allocated_bytes - settled.account.peak_allocated_bytes
+        if saves <= 0:
+            continue
+        fits = plan.gpu is not None and _fit(plan.gpu, plan, settled, _memory(plan, settled)).fits
+        found.append(Change.model_construct(change=text, saves_bytes=saves, fits=fits))
+    return tuple(sorted(found, key=lambda change: -change.saves_bytes))

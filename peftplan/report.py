@@ -111,3 +111,38 @@ class Report(_Frozen):
     recipes: tuple[RecipeTotal, ...] = ()
     versions: dict[str, str]
     notes: tuple[str, ...]
+
+
+class Change(_Frozen):
+    """One change of a run: what it is, what it saves at the peak, and whether it alone makes the run fit."""
+
+    change: str
+    saves_bytes: int
+    fits: bool
+
+
+class Term(_Frozen):
+    """One row of a comparison: a part of the peak, in the bytes of each column."""
+
+    name: str
+    bytes: tuple[int, ...]
+
+
+class Comparison(_Frozen):
+    """Runs side by side; in each column the terms sum to its `peak_allocated_bytes`."""
+
+    columns: tuple[Report, ...]
+    terms: tuple[Term, ...]
+
+    @classmethod
+    def of(cls, columns: tuple[Report, ...]) -> Comparison:
+        """The comparison of these answers: every part that any of their peaks has."""
+        parts = [
+            {node.name: node.bytes for node in column.memory.breakdown.children} for column in columns
+        ]
+        names = dict.fromkeys(name for part in sorted(parts, key=len, reverse=True) for name in part)
+        terms = tuple(
+            Term.model_construct(name=name, bytes=tuple(part.get(name, 0) for part in parts))
+            for name in names
+        )
+        return cls.model_construct(columns=columns, terms=terms)

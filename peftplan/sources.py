@@ -104,6 +104,11 @@ SOURCES: dict[str, Source] = {
         "PyTorch documentation, Understanding CUDA Memory Usage (what its allocator cannot see)",
         _TORCH,
     ),
+    "fitcheck-t4": Source(
+        "Measured fine-tuning runs on a Tesla T4: process memory beside torch's reserved memory, 79 runs",
+        "fitcheck-llm 0.3.1 (MIT), documentation of its data/measurements",
+        "2026-09",
+    ),
     # ---- transformers and accelerate
     "transformers-models": Source(
         "The models' forward programs and the defaults of their configs",

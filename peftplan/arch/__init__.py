@@ -20,7 +20,10 @@ FAMILIES: dict[str, str] = {
     "mistral": "llama_like",
     "qwen2": "llama_like",
     "gpt2": "gpt2",
+    "gpt_neox": "gpt_neox",
     "mixtral": "mixtral",
+    "qwen2_moe": "qwen_moe",
+    "qwen3_moe": "qwen_moe",
 }
 
 

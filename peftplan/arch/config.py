@@ -129,7 +129,17 @@ def alias(c: Config, *keys: str) -> str:
 
 
 # Activation functions of transformers' ACT2FN that the readers know.
-ACTIVATION_NAMES = ("silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "tanh")
+ACTIVATION_NAMES = (
+    "silu",
+    "swish",
+    "gelu",
+    "gelu_new",
+    "gelu_fast",
+    "gelu_pytorch_tanh",
+    "quick_gelu",
+    "relu",
+    "tanh",
+)
 
 
 def activation(c: Config, key: str, default: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftplan.arch.config import Config, activation, head_dim
+from peftplan.arch.config import Config, activation, alias, head_dim
 from peftplan.arch.llama_like import Attention
 from peftplan.arch.moe import Experts, Router, inactive_weights, top_k_of
 from peftplan.arch.sparse_decoder import Block, decoder
@@ -33,7 +33,7 @@ def build(c: Config) -> ModelSpec:
     kv_heads = c.count("num_key_value_heads", 8)
     c.divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
     dim = head_dim(c, hidden, heads)
-    num_experts = c.count("num_local_experts", 8)
+    num_experts = c.count(alias(c, "num_local_experts", "num_experts"), 8)
     top_k = top_k_of(c, "num_experts_per_tok", num_experts, 2)
     experts = Experts(
         num_experts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peftplan.arch.config import Config
 from peftplan.specs.formats import FP32, INT64
 from peftplan.specs.modules import Module, Ops
 from peftplan.specs.tensors import Parameter, Tensor
@@ -58,3 +59,21 @@ def rotate(t: Ops, x: Tensor, table: Table) -> Tensor:
     wide = (1, 1, *cos.shape[1:])
     cos, sin = t.view(cos, wide), t.view(sin, wide)
     return t.add(t.mul(x, cos), t.mul(rotate_half(t, x), sin))  # type: ignore[no-any-return]
+
+
+def split_head(t: Ops, x: Tensor, table: Table) -> tuple[Tensor, Tensor]:
+    """The dimensions of each head that are rotated, and the rest."""
+    width, dim = x.shape[-1], table[0].shape[-1]
+    front, rest = (*x.shape[:-1], dim), (*x.shape[:-1], width - dim)
+    return (t.slice(x, front) if dim < width else x), t.slice(x, rest)
+
+
+def rotary_width(c: Config, head_dim: int, key: str, default: float) -> int:
+    """How many dimensions of a head are rotated; `key` is the family's own name for the share."""
+    parameters = c.section("rope_parameters") or c.section("rope_scaling")
+    if parameters is not None and parameters.get("partial_rotary_factor") is not None:
+        c, key = parameters, "partial_rotary_factor"
+    share = c.number(key, default)
+    if not 0.0 < share <= 1.0:
+        raise c.fail(key, share, "a share above 0 and up to 1")
+    return 2 * -(-int(head_dim * share) // 2)

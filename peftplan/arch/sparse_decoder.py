@@ -44,13 +44,13 @@ def runs_of(blocks: Sequence[Module]) -> list[BlockRun]:
     return runs
 
 
-def sparse_layers(c: Config, num_experts: int) -> list[bool]:
+def sparse_layers(c: Config, default_layers: int) -> list[bool]:
     """For each layer whether it has experts: Qwen's `decoder_sparse_step` and `mlp_only_layers`."""
-    step, num_layers = c.count("decoder_sparse_step", 1), c.count("num_hidden_layers")
+    step, num_layers = c.count("decoder_sparse_step", 1), c.count("num_hidden_layers", default_layers)
     dense = c.get("mlp_only_layers") or []
     if not isinstance(dense, list) or not all(type(i) is int and 0 <= i < num_layers for i in dense):
         raise c.fail("mlp_only_layers", dense, f"a list of layer numbers from 0 to {num_layers - 1}")
-    return [i not in dense and num_experts > 0 and (i + 1) % step == 0 for i in range(num_layers)]
+    return [i not in dense and (i + 1) % step == 0 for i in range(num_layers)]
 
 
 def decoder(

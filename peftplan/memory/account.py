@@ -165,7 +165,7 @@ def _alive(timeline: Timeline, moment: Moment) -> dict[str, _Group]:
     for play, (saved, done) in zip(timeline.plays, moment.copies):
         if saved:
             group = groups.setdefault("activation", _Group())
-            for record, copies in _kept(timeline, play.forward_segment, saved):
+            for record, copies in _kept(timeline, play.forward_segment, play.layer, saved):
                 group.add(record, copies)
         if done:
             group = groups.setdefault("gradient", _Group())
@@ -176,7 +176,9 @@ def _alive(timeline: Timeline, moment: Moment) -> dict[str, _Group]:
     return groups
 
 
-def _kept(timeline: Timeline, segment: int, copies: int) -> Iterable[tuple[Record, int]]:
+def _kept(
+    timeline: Timeline, segment: int, layer: int, copies: int
+) -> Iterable[tuple[Record, int]]:
     """What one block's forward leaves for backward; the block's output stands for its checkpoint."""
     segments = timeline.player.segments
     start, end = segments[segment].start_clock, segments[segment + 1].start_clock
@@ -189,6 +191,9 @@ def _kept(timeline: Timeline, segment: int, copies: int) -> Iterable[tuple[Recor
         and not (cleared and cleared < r.died <= until)
     ]
     lasting = [r for r in born if not r.died or r.died > until]
-    # a checkpointed block leaves its output, the next one's input, which the last block's does not outlive
-    kept = lasting or born[-1:]
-    return [(record, copies) for record in kept]
+    # A checkpointed block leaves its output, the next one's input, which the last block's does not outlive.
+    gained = segments[segment].end_bytes - segments[segment].start_bytes
+    gained -= timeline.player.cleared.get(layer, (0, 0))[0]
+    if born and sum(r.size for r in lasting) + born[-1].size == gained:
+        lasting.append(born[-1])
+    return [(record, copies) for record in lasting]

@@ -1,8 +1,8 @@
 """Attention kernels: which one scaled_dot_product_attention takes on CUDA, what it saves, its workspaces.
 
 Sources: torch 2.13 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (choice of kernel),
-flash_attn/flash_api.cpp (softmax_d, dq_accum, expanded dk and dv of grouped queries),
-transformers 5.23 integrations/sdpa_attention.py (when heads are repeated).
+attention.cpp (masks, padding, the plain form), flash_attn/flash_api.cpp (softmax_d, dq_accum, expanded
+dk and dv of grouped queries).
 """
 
 from __future__ import annotations
@@ -11,48 +11,39 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from peftplan.memory.matrix import MatrixOps
+from peftplan.memory.efficient import EfficientOps
 from peftplan.specs.formats import BF16, BOOL, FP16, FP32, INT64
 from peftplan.specs.tensors import Tensor
 from peftplan.units import round_up
 
 Grads = Sequence[Tensor | None]
 
+# On these GPUs the flash kernel trains no heads of more than 192 and up to 224 values.
+_NO_FLASH_ABOVE_192 = ((8, 6), (8, 9), (12, 0), (12, 1))
+
 
 def _flash_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     q, k, v = saved[:3]
-    padded = context
     batch, heads, length, dim = q.shape
     kv_heads, kv_length = k.shape[1], k.shape[2]
     dq = t.like(q, "_flash_attention_backward")
     dk = t.like(k, "_flash_attention_backward")
     dv = t.like(v, "_flash_attention_backward")
     rows = round_up(length, 128)
-    sizes = [batch * heads * rows * 4, batch * rows * heads * round_up(dim, 32) * 4]
+    width = round_up(dim, 32) if dim <= 192 else 256
+    sizes = [batch * heads * rows * 4, batch * rows * heads * width * 4]
     if kv_heads != heads:
         sizes += [batch * kv_length * heads * dim * q.dtype.itemsize] * 2
     t.workspace("_flash_attention_backward", *sizes)
-    del padded
     return (dq, dk, dv)
 
 
-def _efficient_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    q, k, v = saved[:3]
-    batch, heads, length, dim = q.shape
-    dq = t.like(q, "_efficient_attention_backward")
-    dk = t.like(k, "_efficient_attention_backward")
-    dv = t.like(v, "_efficient_attention_backward")
-    bias_shape = context
-    grad_bias = t.new(bias_shape, prod(bias_shape), q.dtype, "grad bias") if bias_shape else None
-    t.workspace(
-        "_efficient_attention_backward",
-        batch * heads * length * 4,
-        batch * heads * round_up(length, 64) * round_up(dim, 64) * 4,
-    )
-    return (dq, dk, dv, grad_bias)
+def _pad_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    shape, numel = context
+    return (t.new(shape, numel, g.dtype, "constant_pad_nd"),)
 
 
-class AttentionOps(MatrixOps):
+class AttentionOps(EfficientOps):
     """scaled_dot_product_attention on CUDA."""
 
     compute_capability: tuple[int, int] = (8, 0)
@@ -62,8 +53,10 @@ class AttentionOps(MatrixOps):
         half = q.dtype is BF16 or q.dtype is FP16
         dim = q.shape[-1]
         same = dim == k.shape[-1] == v.shape[-1]
-        if not masked and half and same and dim <= 256 and self.compute_capability >= (8, 0):
-            return "flash"
+        capability = self.compute_capability
+        if not masked and half and same and dim <= 256 and capability >= (8, 0):
+            if not (192 < dim <= 224 and q.edge is not None and capability in _NO_FLASH_ABOVE_192):
+                return "flash"
         multiple = 8 if half else 4
         grouped = q.shape[1] != k.shape[1]
         if not grouped and dim % multiple == 0 and v.shape[-1] % multiple == 0:
@@ -80,98 +73,99 @@ class AttentionOps(MatrixOps):
         causal: bool = True,
     ) -> Tensor:
         """Attention over [batch, heads, length, dim] tensors; the result is laid out [batch, length, heads, dim]."""
-        if self.autocast is not None:
-            q, k, v = (self.autocast_to(x, self.autocast) for x in (q, k, v))
+        outer = self.autocast
+        if outer is not None:  # casts its arguments, and runs what is inside without autocast
+            q, k, v = (self.autocast_to(x, outer) for x in (q, k, v))
             if mask is not None and mask.dtype.is_float:
-                mask = self.autocast_to(mask, self.autocast)
+                mask = self.autocast_to(mask, outer)
         kernel = self.attention_kernel(q, k, v, mask is not None)
+        if mask is not None and mask.dtype is BOOL:
+            mask = self.additive_mask(mask, q)
         if kernel == "flash":
             return self._flash(q, k, v)
         if kernel == "efficient":
-            return self._efficient(q, k, v, mask)
-        return self._math(q, k, v, mask, causal)
+            return self.efficient_attention(q, k, v, mask)
+        self.autocast = None
+        out = self._math(q, k, v, mask, causal, dropout)
+        self.autocast = outer
+        return out
+
+    def additive_mask(self, mask: Tensor, like: Tensor) -> Tensor:
+        """A boolean mask turned into zeros and minus infinities in the type of `like`."""
+        return self.new(mask.shape, mask.numel, like.dtype, "where")
 
     def _flash(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dim = q.shape[-1]
         pad = -dim % 8
         if pad:  # the kernel wants a multiple of eight: inputs are padded and the output is sliced
-            q, k, v = (self._pad_last(x, dim + pad) for x in (q, k, v))
-        batch, heads, length, _ = q.shape
-        node = self.link(
-            "ScaledDotProductFlashAttentionBackward0",
-            _flash_backward,
-            (q, k, v),
-            (q.edge, k.edge, v.edge),
-        )
-        out = self.like(q, "_scaled_dot_product_flash_attention")
-        rows = batch * heads * length
-        lse = self.new((batch, heads, length), rows, FP32, "flash logsumexp")
-        rng = self.new((2,), 2, INT64, "flash rng state")
-        offset = self.new((), 1, INT64, "flash rng offset")
-        if node is not None:
-            self.save(node, (_cut(out), lse, rng, offset))
-        out = self.attach(out, node)
+            q, k, v = (self.pad_last(x, dim + pad) for x in (q, k, v))
+        out = self.flash_kernel(q, k, v)
         if pad:
-            out = self.slice(out, (batch, heads, length, dim))
+            out = self.slice(out, (*q.shape[:3], dim))
             out = self.contiguous(out)
         return out
 
-    def _pad_last(self, x: Tensor, dim: int) -> Tensor:
-        shape = (*x.shape[:-1], dim)
-        node = self.link("ConstantPadNdBackward0", _pad_backward, (), (x.edge,), x.shape)
-        return self.attach(self.new(shape, prod(shape), x.dtype, "constant_pad_nd"), node)
+    def flash_kernel(self, q: Tensor, k: Tensor, v: Tensor, package: bool = False) -> Tensor:
+        """The kernel itself: saves its inputs, its result, the log-sum-exp rows and the random state.
 
-    def _efficient(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        batch, heads, length, _ = q.shape
-        bias = None
-        if mask is not None:
-            bias = mask if mask.dtype.is_float else self.elementwise_result_as(mask, q)
-        mask_edge = bias.edge if bias is not None else None
+        The flash-attention package's kernel is the same, without torch's unused offset.
+        """
         node = self.link(
-            "ScaledDotProductEfficientAttentionBackward0",
-            _efficient_backward,
-            (q, k, v, bias),
-            (q.edge, k.edge, v.edge, mask_edge),
-            bias.shape if bias is not None and mask_edge is not None else None,
+            "FlashAttentionBackward0", _flash_backward, (q, k, v), (q.edge, k.edge, v.edge)
         )
-        shape = (batch, heads, length, v.shape[-1])
-        out = self.new(shape, prod(shape), q.dtype, "_scaled_dot_product_efficient_attention")
-        if node is not None:  # the log-sum-exp rows are computed only for backward
-            rows = batch * heads * round_up(length, 32)
-            lse = self.new((batch, heads, length), rows, FP32, "efficient logsumexp")
-            seed = self.new((), 1, INT64, "efficient rng seed")
-            offset = self.new((), 1, INT64, "efficient rng offset")
-            self.save(node, (_cut(out), lse, seed, offset))
+        out = self.like(q, "_flash_attention_forward")
+        rows = q.numel // q.shape[-1]
+        lse = self.new(q.shape[:3], rows, FP32, "flash logsumexp")
+        rng = self.new((2,), 2, INT64, "flash rng state")
+        offset = None if package else self.new((), 1, INT64, "flash rng offset")
+        if node is not None:
+            self.save(node, (_cut(out), lse, rng, offset))
         return self.attach(out, node)
 
-    def elementwise_result_as(self, mask: Tensor, q: Tensor) -> Tensor:
-        """A boolean mask turned into an additive one in the type of the queries."""
-        return self.new(mask.shape, mask.numel, q.dtype, "masked_fill")
+    def pad_last(self, x: Tensor, dim: int) -> Tensor:
+        """F.pad of the last dimension up to `dim`."""
+        shape = (*x.shape[:-1], dim)
+        node = self.link("ConstantPadNdBackward0", _pad_backward, (), (x.edge,), (x.shape, x.numel))
+        return self.attach(self.new(shape, prod(shape), x.dtype, "constant_pad_nd"), node)
 
-    def _math(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def _math(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
+    ) -> Tensor:
+        """The plain form in fp32: scaled queries times scaled keys, safe softmax, times values."""
         batch, heads, length, _ = q.shape
-        kv_length = k.shape[2]
-        q = self.mul_scalar(q)
+        kv_length, grouped, source = k.shape[2], k.shape[1] != heads, q.dtype
+        high_q, high_k, high_v = self.to(q, FP32), self.to(k, FP32), self.to(v, FP32)
+        scaled = self.mul_scalar(high_q)
         if mask is None and causal:
-            mask = self._causal_mask(length, kv_length, q)
-        k, v = self.repeat_heads(k, heads), self.repeat_heads(v, heads)
-        k = self.mul_scalar(k)
-        scores = self.matmul(q, k, (batch, heads, length, kv_length))
-        if mask is not None:
-            scores = self.add(scores, mask)
-        weights = self.softmax(scores)
+            mask = self._lower_triangle(length, kv_length, scaled)
+        keys, values = self.repeat_heads(high_k, heads), self.repeat_heads(high_v, heads)
+        shape = (batch, heads, length, kv_length)
+        # the mask is added in place
+        scores = self.matmul(scaled, self.mul_scalar(keys), shape, copied=(True, not grouped))
+        weights = self._safe_softmax(scores)
         del scores
-        out = self.matmul(weights, v, (batch, heads, length, v.shape[-1]))
+        # handed out beside the result, in the type that came in, and dropped by the caller
+        returned = self.new(shape, weights.numel, source, "_to_copy") if source is not FP32 else None
+        weights = self.dropout(weights, dropout)
+        out_shape = (batch, heads, length, v.shape[-1])
+        out = self.matmul(weights, values, out_shape, copied=(False, not grouped))
+        out = self.to(out, source)
+        del returned
         return self.contiguous(out)  # laid out by heads; the caller's transpose has to copy
 
-    def _causal_mask(self, length: int, kv_length: int, q: Tensor) -> Tensor:
+    def _safe_softmax(self, scores: Tensor) -> Tensor:
+        """Softmax that gives zeros where a whole row is masked: the test for it is a boolean matrix."""
+        weights = self.softmax(scores)
+        rows = scores.numel // scores.shape[-1]
+        self.workspace("_safe_softmax", scores.numel, rows)
+        return weights
+
+    def _lower_triangle(self, length: int, kv_length: int, like: Tensor) -> Tensor:
         shape, numel = (length, kv_length), length * kv_length
         ones = self.new(shape, numel, BOOL, "ones")
         lower = self.new(shape, numel, BOOL, "tril")
         del ones
-        mask = self.new(shape, numel, q.dtype, "where")
-        del lower
-        return mask
+        return self.additive_mask(lower, like)
 
     def repeat_heads(self, x: Tensor, heads: int) -> Tensor:
         """repeat_kv: every key or value head copied for each query head of its group."""
@@ -182,7 +176,3 @@ class AttentionOps(MatrixOps):
 
 def _cut(x: Tensor) -> Tensor:
     return Tensor(x.shape, x.numel, x.dtype, x.storage, None)
-
-
-def _pad_backward(t: Any, g: Tensor, saved: Any, shape: tuple[int, ...]) -> Grads:
-    return (t.part(g, shape),)

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from peftplan.memory.tape import Engine
-from peftplan.specs.formats import BOOL, FP32, DType, promote
+from peftplan.specs.formats import BOOL, FP16, FP32, DType, promote
 from peftplan.specs.tensors import Parameter, Tensor
 
 Grads = Sequence[Tensor | None]
@@ -193,6 +193,11 @@ class ElementwiseOps(Engine):
         node = self.link("ExpandBackward0", _expand_backward, (), (x.edge,))
         return self.attach(self.new(shape, prod(shape), x.dtype, "clone"), node)
 
+    def expand(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The same bytes seen several times; the gradient is summed back."""
+        node = self.link("ExpandBackward0", _expand_backward, (), (x.edge,))
+        return self.attach(Tensor(shape, prod(shape), x.dtype, x.storage, None), node)
+
     def cat(self, xs: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
         """Concatenate: the gradients are views of one."""
         node = self.link(
@@ -314,10 +319,30 @@ class ElementwiseOps(Engine):
             ),
         )
 
+    def fast_gelu(self, x: Tensor) -> Tensor:
+        """Written out in Python: 0.5 * x * (1 + tanh(c * x * (1 + 0.044715 * x * x)))."""
+        return self.mul(
+            self.mul_scalar(x),
+            self.add_scalar(
+                self.tanh(
+                    self.mul(self.mul_scalar(x), self.add_scalar(self.mul(self.mul_scalar(x), x)))
+                )
+            ),
+        )
+
+    def quick_gelu(self, x: Tensor) -> Tensor:
+        """x * sigmoid(1.702 * x)."""
+        return self.mul(x, self.sigmoid(self.mul_scalar(x)))
+
     def softmax(self, x: Tensor, dtype: DType | None = None) -> Tensor:
-        """Softmax over the last dimension, in `dtype` (autocast: fp32); saves its result."""
+        """Softmax over the last dimension, in `dtype` (autocast: fp32); saves its result.
+
+        Only fp16 is widened inside the kernel (ATen SoftMax.cpp, half_to_float): bf16 is cast first.
+        """
         if dtype is None and self.autocast is not None:
             dtype = FP32
+        if dtype is not None and x.dtype is not FP16:
+            x = self.to(x, dtype)
         source = x.dtype
         node = self.link("SoftmaxBackward0", _softmax_backward, (), (x.edge,), source)
         out = self.new(x.shape, x.numel, dtype or source, "_softmax")
@@ -337,8 +362,9 @@ class ElementwiseOps(Engine):
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """F.layer_norm: saves its input, weight, and the mean and reciprocal deviation of each row."""
         if self.autocast is not None:
-            x, weight = self.to(x, FP32), self.to(weight, FP32)
             bias = self.to(bias, FP32) if bias is not None else None
+            weight = self.to(weight, FP32)
+            x = self.to(x, FP32)
         edges = (x.edge, weight.edge, bias.edge if bias is not None else None)
         node = self.link(
             "NativeLayerNormBackward0",
@@ -380,7 +406,8 @@ ACTIVATIONS: dict[str, Any] = {
     "swish": ElementwiseOps.silu,
     "gelu": ElementwiseOps.gelu,
     "gelu_pytorch_tanh": ElementwiseOps.gelu,
-    "gelu_fast": ElementwiseOps.gelu,
+    "gelu_fast": ElementwiseOps.fast_gelu,
+    "quick_gelu": ElementwiseOps.quick_gelu,
     "gelu_new": ElementwiseOps.new_gelu,
     "relu": ElementwiseOps.relu,
     "tanh": ElementwiseOps.tanh,

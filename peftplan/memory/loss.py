@@ -31,7 +31,7 @@ def _loss_end(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
 class LossOps(AttentionOps):
     """Cross-entropy over the vocabulary."""
 
-    def causal_lm_loss(self, logits: Tensor, labels: Tensor, mean: bool = True) -> Tensor:
+    def causal_lm_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """ForCausalLMLoss on [batch, length, vocabulary] logits: a scalar that carries the graph."""
         logits = self.to(logits, FP32)
         batch, length = labels.shape
@@ -46,22 +46,21 @@ class LossOps(AttentionOps):
         """Cross-entropy over every position, no shift (bert, roberta, deberta, t5)."""
         return self.cross_entropy(logits, labels)
 
-    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def cross_entropy(self, logits: Tensor, labels: Tensor, mark: bool = True) -> Tensor:
         """log_softmax (saves its result) and nll_loss (saves the same, the labels and a weight)."""
-        if self.grad_enabled:
+        if mark and self.grad_enabled:
             self.nodes.append("loss backward done")
         node = self.link("LogSoftmaxBackward0", _log_softmax_backward, (), (logits.edge,))
-        if self.autocast is not None:
-            dtype = FP32
-        else:
-            dtype = logits.dtype
-        logp = self.new(logits.shape, logits.numel, dtype, "_log_softmax")
+        # cross_entropy_loss names the logits' own type for the log-softmax, so that autocast does not widen it
+        logp = self.new(logits.shape, logits.numel, logits.dtype, "_log_softmax")
         if node is not None:
             self.save(node, (Tensor(logp.shape, logp.numel, logp.dtype, logp.storage, None),))
         self.attach(logp, node)
+        if self.autocast is not None:
+            logp = self.to(logp, FP32)
         node = self.link("NllLossBackward0", _nll_backward, (logp, labels), (logp.edge,))
-        loss = self.new((), 1, dtype, "nll_loss_forward")
-        total = self.new((), 1, dtype, "nll_loss_forward weight")
+        loss = self.new((), 1, logp.dtype, "nll_loss_forward")
+        total = self.new((), 1, logp.dtype, "nll_loss_forward weight")
         if node is not None:
             self.save(node, (total,))
         return self.attach(loss, node)

@@ -83,11 +83,22 @@ class MatrixOps(ElementwiseOps):
         return self.attach(self.new((*x.shape[:-1], rows), numel, x.dtype, "mm"), node)
 
     def matmul(
-        self, a: Tensor, b: Tensor, shape: tuple[int, ...], saved_b: Tensor | None = None
+        self,
+        a: Tensor,
+        b: Tensor,
+        shape: tuple[int, ...],
+        copied: tuple[bool, bool] = (False, False),
     ) -> Tensor:
-        """A batched product of result `shape`; saves both factors as each other's gradient needs."""
+        """A batched product of result `shape`; saves both factors as each other's gradient needs.
+
+        `copied` marks factors laid out token by token: with more than one sequence they are made
+        contiguous first, and those copies are what is saved.
+        """
         if self.autocast is not None:
             a, b = self.autocast_to(a, self.autocast), self.autocast_to(b, self.autocast)
+        if shape[0] > 1:
+            a = self.contiguous(a) if copied[0] else a
+            b = self.contiguous(b) if copied[1] else b
         node = self.link(
             "BmmBackward0",
             _bmm_backward,

@@ -4,25 +4,55 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftplan.memory.loss import LossOps
+from peftplan.memory.fused_loss import FusedLossOps
 from peftplan.memory.routing import RoutingOps
 from peftplan.specs.formats import FP32
 from peftplan.specs.modules import Module
 from peftplan.specs.tensors import Tensor
 
 
-class Player(RoutingOps, LossOps):
+class Player(RoutingOps, FusedLossOps):
     """Reads a forward program as memory: see `tape.Engine` for what it records."""
 
     attention = "sdpa"
 
     def __init__(self, accumulating: bool = False) -> None:
         super().__init__(accumulating)
-        self.kept: list[Tensor] = []
+        self.kept: list[tuple[int, Tensor]] = []
+        # (rounded, requested) bytes that died when the model's own forward returned, by block
+        self.dropped: dict[int, tuple[int, int]] = {}
+        self.kept_to_loss: list[Tensor] = []
+        self.returned: list[Tensor] = []
+
+    def keep_to_loss(self, *tensors: Tensor) -> None:
+        """What the forward that computes the loss holds in local variables until it returns."""
+        self.kept_to_loss.extend(tensors)
+
+    def hand_out(self, *tensors: Tensor) -> None:
+        """What the model's output carries beside loss and logits, until the output is dropped."""
+        self.returned.extend(tensors)
+
+    def follow_ids(self, ids: Tensor) -> None:
+        """Further ids (a decoder's) whose embeddings ask for a gradient where those of the first do."""
+        if self.leaf_ids is not None:
+            self.leaf_ids = ids
 
     def keep(self, *tensors: Tensor) -> None:
         """What the model's own forward holds in local variables until it returns, beside what blocks are given."""
-        self.kept.extend(tensors)
+        if self.recording is None:
+            self.kept += [(self.layer, tensor) for tensor in tensors]
+
+    def release_kept(self) -> bool:
+        """The model's own forward returns; whether anything died that a block left there."""
+        kept = self.kept
+        while kept:
+            level, requested = self.level_bytes, self.requested_bytes
+            layer = kept.pop()[0]
+            if layer >= 0 and self.level_bytes < level:
+                size, nbytes = self.dropped.get(layer, (0, 0))
+                size, nbytes = size + level - self.level_bytes, nbytes + requested - self.requested_bytes
+                self.dropped[layer] = (size, nbytes)
+        return bool(self.dropped)
 
     def call(self, name: str, module: Module, *args: Any) -> Any:
         """Run a module under its name; its arguments live until it returns, as in nn.Module.__call__."""
@@ -40,6 +70,7 @@ class Player(RoutingOps, LossOps):
         mask: Tensor | None = None,
         dropout: float = 0.0,
         causal: bool = True,
+        by_heads: bool = False,
     ) -> Tensor:
         """transformers' attention interface: [batch, heads, length, dim] in, [batch, length, heads, dim] out."""
         if self.attention == "eager":
@@ -48,7 +79,7 @@ class Player(RoutingOps, LossOps):
             grouped_kernel = mask is None and k.shape[-1] == v.shape[-1] <= 256
             if not grouped_kernel:
                 k, v = self.repeat_heads(k, q.shape[1]), self.repeat_heads(v, q.shape[1])
-        return self.sdpa(q, k, v, mask, dropout, causal)
+        return self.sdpa(q, k, v, mask, dropout, causal, by_heads)
 
     def eager_attention(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float

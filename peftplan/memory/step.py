@@ -36,6 +36,7 @@ def play_step(model: ModelSpec, step: StepSpec) -> Timeline:
     timeline.forward_end_clock = t.clock
     end_segment = len(t.segments) - 1
     del logits
+    t.returned.clear()
     t.kind = "temporary"
     t.start_backward(loss)
     t.mark("end")
@@ -46,12 +47,16 @@ def play_step(model: ModelSpec, step: StepSpec) -> Timeline:
 
 
 def _shared_weights(model: ModelSpec) -> set[int]:
-    """Trained weights that stand in more than one place outside the blocks (tied embeddings)."""
+    """Trained weights that stand in more than one place (tied embeddings), or are applied more than once."""
     seen: set[int] = set()
     shared: set[int] = set()
     for _, parameter in model.stem.named_parameters():
         if parameter.edge is not None:
             (shared if id(parameter) in seen else seen).add(id(parameter))
+    for run in model.runs:
+        for _, module in run.block.walk():
+            if module.applied_often:
+                shared.update(id(p) for _, p in module.named_parameters() if p.edge is not None)
     return shared
 
 
@@ -75,69 +80,102 @@ def play_evaluation(model: ModelSpec, step: StepSpec) -> int:
 
 def _forward(timeline: Timeline, model: ModelSpec, step: StepSpec, ids: Tensor) -> tuple[Tensor, Any]:
     t = timeline.player
-    standing: dict[tuple[int, bool], int] = {}
+    standing: dict[tuple[int, bool, bool], int] = {}
     with t.autocasting(step.autocast):
         x, given = model.enter(t, ids)
         entered = x if model.keeps_first_input else None
-        passed = [x]  # handed on in a list, so that no name here outlives its use
-        del x
+        passed, handed = [x], [given]  # handed on in lists, so that no name here outlives its use
+        del x, given
+        first = 0
         for run in model.runs:
-            passed.append(_play_run(timeline, run, step, passed.pop(), given, standing))
+            if run.before is not None:
+                t.mark(run.path + " entered")
+                t.nodes.append(run.path + " entry backward done")
+                t.layer = -1
+                x, given = run.before(t, passed.pop(), handed.pop())
+                passed.append(x)
+                handed.append(given)
+                del x, given
+            passed.append(_play_run(timeline, run, first, step, passed.pop(), handed, standing))
+            first += run.count
         t.mark("head")
         t.nodes.append("head backward done")
         t.layer = -1
         x = model.leave(t, passed.pop())
-        del entered, given
-        t.kept.clear()
-        if step.loss == "standard":
-            logits = model.logits(t, x) if model.logits else t.call(model.head_path, model.head, x)
-            t.mark("loss")
-            loss = t.masked_lm_loss(logits, ids) if model.encoder else t.causal_lm_loss(logits, ids)
+        del entered
+        handed.clear()
+        if t.release_kept():
+            t.mark("logits")
+        logits = None
+        if step.loss != "fused":
+            logits = _logits(t, model, x)
+        t.mark("loss")
+        if logits is None:
+            hidden = model.transform(t, x) if model.transform else x
+            loss = t.linear_cross_entropy(hidden, model.head, ids)
+            del hidden
+        elif step.loss == "chunked":
+            loss = t.chunked_loss(logits, ids, shift=not model.encoder)
+        elif model.encoder:
+            loss = t.masked_lm_loss(logits, ids)
         else:
-            logits = None
-            t.mark("loss")
-            loss = t.linear_cross_entropy(x, model, ids, step.loss)
+            loss = t.causal_lm_loss(logits, ids)
         del x
+        t.kept_to_loss.clear()
     if step.trainer and step.autocast is not None and logits is not None:
         # accelerate's convert_outputs_to_fp32 wraps the model's forward
         logits = t.to(logits, FP32)
+        t.returned[:] = [t.to(tensor, FP32) for tensor in t.returned]
     return loss, logits
+
+
+def _logits(t: Player, model: ModelSpec, x: Tensor) -> Tensor:
+    if model.logits is not None:
+        return model.logits(t, x)
+    return t.call(model.head_path, model.head, model.transform(t, x) if model.transform else x)  # type: ignore[no-any-return]
 
 
 def _play_run(
     timeline: Timeline,
     run: BlockRun,
+    first: int,
     step: StepSpec,
     x: Tensor,
-    given: Any,
-    standing: dict[tuple[int, bool], int],
+    handed: list[Any],
+    standing: dict[tuple[int, bool, bool], int],
 ) -> Tensor:
-    """Play the run's blocks that no play stands for yet; `standing` has a play by block and incoming gradient."""
+    """Play the run's blocks that no play stands for yet; `standing` has a play by block and incoming gradient.
+
+    `first` counts the blocks before the run; `handed` holds what blocks are given, which one may replace.
+    """
     t, plays = timeline.player, timeline.plays
     left = run.count
     while left:
         had_grad = x.edge is not None
-        alike = standing.get((id(run.block), had_grad))
+        alike = standing.get((id(run.block), had_grad, run.apart))
         if alike is not None:
             plays[alike].count += left
             timeline.order.append((alike, left))
             break
-        index = run.first_index + run.count - left
-        name = f"{run.path}.{index}"
+        name = f"{run.path}.{run.first_index + run.count - left}"
         t.mark(name)
         t.nodes.append(name + " backward done")
-        t.layer = index
-        plays.append(Play(name, index, 1, forward_segment=len(t.segments) - 1))
+        t.layer = first + run.count - left
+        plays.append(Play(name, t.layer, 1, forward_segment=len(t.segments) - 1))
         timeline.order.append((len(plays) - 1, 1))
-        forward = partial(_call_block, t, name, run, given)
-        x = t.checkpoint(forward, x) if step.checkpointing else forward(x)
+        forward = partial(_call_block, t, name, run, handed[0])
+        out = t.checkpoint(forward, x) if step.checkpointing else forward(x)
+        if out.__class__ is tuple:
+            out, handed[0] = out
+        x = out
+        del out, forward
         left -= 1
         # The next ones are like this one, unless gradients only begin here, or what came in is the
         # embeddings, which outlive this block where a checkpoint would keep them anyway.
         if had_grad == (x.edge is not None) and (step.checkpointing or len(plays) > 1):
-            standing[id(run.block), had_grad] = len(plays) - 1
+            standing[id(run.block), had_grad, run.apart] = len(plays) - 1
     return x
 
 
-def _call_block(t: Player, name: str, run: BlockRun, given: Any, x: Tensor) -> Tensor:
-    return t.call(name, run.block, x, given)  # type: ignore[no-any-return]
+def _call_block(t: Player, name: str, run: BlockRun, given: Any, x: Tensor) -> Any:
+    return t.call(name, run.block, x, given)

@@ -163,8 +163,8 @@ class Engine:
         self.layer = -1
         # Weights that stand in several places, how often each is used, and sums not yet complete.
         self.shared: set[int] = set()
-        self.uses: dict[int, int] = {}
-        self.pending: dict[int, Tensor] = {}
+        self.uses: dict[tuple[int, int], int] = {}
+        self.pending: dict[tuple[int, int], Tensor] = {}
         # Tensors that graph nodes keep as plain attributes: gone when the loss goes.
         self.held: list[Tensor] = []
         # The ids whose embeddings ask for a gradient (enable_input_require_grads), and those embeddings.
@@ -226,7 +226,8 @@ class Engine:
         if self.shared and self.recording is None:
             for edge in edges:
                 if edge is not None and id(edge[0]) in self.shared:
-                    self.uses[id(edge[0])] = self.uses.get(id(edge[0]), 0) + 1
+                    key = id(edge[0]), self.layer
+                    self.uses[key] = self.uses.get(key, 0) + 1
         node = Node(fn, None, edges, context, self.module, self.layer, name)
         self.save(node, saved)
         self.nodes.append(node)
@@ -434,8 +435,8 @@ class Engine:
         return self.new(held.shape, held.numel, held.dtype, "gradient sum")
 
     def _accumulate(self, parameter: Parameter, grad: Tensor, node_layer: int) -> None:
-        key = id(parameter)
-        if key in self.shared:
+        key = id(parameter), node_layer
+        if key[0] in self.shared:
             # a shared weight's gradients are summed out of place before its accumulation node runs
             held = self.pending.pop(key, None)
             if held is not None:
@@ -451,7 +452,7 @@ class Engine:
             grad = self.like(grad, "gradient")
         grad.storage.record.kind = "gradient"
         self.gradient_bytes += grad.storage.record.size
-        self.grads[key, node_layer] = grad
+        self.grads[key] = grad
 
     # ---- provided by the operations
     def sum_to(self, grad: Tensor, numel: int) -> Tensor:

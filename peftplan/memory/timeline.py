@@ -108,7 +108,9 @@ class _Reader:
             if i >= 0:
                 on_tape = i
                 held = segment.end_held_bytes - segments[number - 1].end_held_bytes
-                self.freed[i] = delta - held - player.cleared.get(self.plays[i].layer, (0, 0))[0]
+                layer = self.plays[i].layer
+                gone = player.cleared.get(layer, (0, 0))[0] + player.dropped.get(layer, (0, 0))[0]
+                self.freed[i] = delta - held - gone
                 self.alive[i] += count - 1
             phase = "loss" if segment.name == "loss" else "forward"
             above = segment.peak_bytes - segment.start_bytes
@@ -118,13 +120,19 @@ class _Reader:
                 on_tape = max(on_tape, i + 1)
             self.level = last + delta
             self.requested += count * (segment.end_requested - segment.start_requested)
+            if segment.name == "head":
+                self.drop(player.dropped)
         timeline.loss_forward_bytes = self.phases["loss"].bytes
         # the autocast cache is dropped at the end of forward, for every block at once
+        self.drop(player.cleared)
+        timeline.forward_end_bytes, timeline.forward_end_requested = self.level, self.requested
+
+    def drop(self, dead: dict[int, tuple[int, int]]) -> None:
+        """Take off what died at once in every block; the tape itself saw it in one block of a kind."""
         for play in self.plays:
-            size, nbytes = player.cleared.get(play.layer, (0, 0))
+            size, nbytes = dead.get(play.layer, (0, 0))
             self.level -= (play.count - 1) * size
             self.requested -= (play.count - 1) * nbytes
-        timeline.forward_end_bytes, timeline.forward_end_requested = self.level, self.requested
 
     def backward(self) -> None:
         """From the loss to the last gradient."""

@@ -32,7 +32,7 @@ METHODS: dict[str, Method] = {
         Method(
             "full",
             "every weight trains",
-            "torch-adamw",
+            "mixed-precision",
             full.apply,
             frozen_base=False,
             default_precision="bf16",

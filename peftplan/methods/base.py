@@ -45,7 +45,10 @@ def quantize_base(model: ModelSpec, quant: QuantFormat, compute_dtype: DType) ->
 
 
 def prepare_for_kbit(model: ModelSpec) -> None:
-    """peft's prepare_model_for_kbit_training: freeze, and cast every 16-bit weight that is not packed to fp32."""
+    """peft's prepare_model_for_kbit_training: freeze, and cast every 16-bit weight that is not packed to fp32.
+
+    Source: peft-kbit.
+    """
     for _, parameter, _ in model.parameters():
         if parameter.role == "weight":
             dense = parameter.quant is None and not parameter.keep_dtype

@@ -1,4 +1,7 @@
-"""LoRA and QLoRA: a low-rank product beside a linear. Mirrors peft 0.21 tuners/lora/layer.py and bnb.py."""
+"""LoRA and QLoRA: a low-rank product beside a linear. Mirrors peft 0.21 tuners/lora/layer.py and bnb.py.
+
+Source: peft-lora; the scaling, alpha/r or with rslora alpha/sqrt(r), changes values and no shape.
+"""
 
 from __future__ import annotations
 

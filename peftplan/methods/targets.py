@@ -66,13 +66,11 @@ def split_runs(model: ModelSpec, test: Matches, per_layer: bool) -> None:
             prefix = f"{run.path}.{run.first_index + offset}"
             found = tuple(bool(n) and test(f"{prefix}.{n}", m) for n, m in modules)
             if previous is not None and found != previous:
-                part = BlockRun(run.block, offset - start, run.first_index + start, run.path)
-                parted.append((part, previous))
+                parted.append((_part(run, start, offset), previous))
                 start = offset
             previous = found
         assert previous is not None
-        part = BlockRun(run.block, run.count - start, run.first_index + start, run.path)
-        parted.append((part, previous))
+        parted.append((_part(run, start, run.count), previous))
     # from here on blocks that are treated differently need modules of their own
     own: dict[tuple[int, tuple[bool, ...]], Module] = {}
     taken: set[int] = set()
@@ -83,6 +81,12 @@ def split_runs(model: ModelSpec, test: Matches, per_layer: bool) -> None:
             taken.add(id(part.block))
         part.block = own[key]
     model.runs = [part for part, _ in parted]
+
+
+def _part(run: BlockRun, start: int, stop: int) -> BlockRun:
+    """The run's blocks from `start` up to `stop`; what stands before the run stands before its first part."""
+    before = run.before if start == 0 else None
+    return BlockRun(run.block, stop - start, run.first_index + start, run.path, run.apart, before)
 
 
 def matched(model: ModelSpec, targets: str | tuple[str, ...]) -> list[tuple[Module, str, Module]]:

@@ -21,6 +21,11 @@ class BlockRun:
     count: int
     first_index: int
     path: str  # where the list of blocks sits: "model.layers"
+    # played by itself although its block stands in another run: the last of blocks whose gradients meet
+    # in a tensor that all are given, which it creates and the others find
+    apart: bool = False
+    # what stands between the run before and this one: (t, hidden, given) -> (hidden, given)
+    before: Callable[[Ops, Tensor, Any], tuple[Tensor, Any]] | None = None
 
 
 @dataclass(slots=True)
@@ -29,7 +34,7 @@ class ModelSpec:
 
     `stem` owns everything outside the repeated blocks, under the names the real model gives them.
     `enter(t, ids)` runs up to the first block and returns (hidden states, what every block is given
-    beside them); `leave(t, hidden)` runs from the last block to the input of the output head; `head`
+    beside them), which a block may replace by returning both; `leave(t, hidden)` runs from the last block to the input of the output head; `head`
     is the module that makes logits. `linear_suffixes` by role answer `--targets attention|mlp`.
     """
 
@@ -46,6 +51,8 @@ class ModelSpec:
     mlp_targets: tuple[str, ...]
     not_all_linear: tuple[str, ...] = ()  # linears that peft's all-linear skips in this family
     logits: Callable[[Ops, Tensor], Tensor] | None = None
+    transform: Callable[[Ops, Tensor], Tensor] | None = None  # what the head does before its last linear
+    attention_kinds: tuple[str, ...] = ("sdpa", "flash", "eager")  # what the real model supports
     encoder: bool = False
     inactive_params: int = 0  # weights of experts that a token does not visit
     notes: list[str] = field(default_factory=list)

@@ -21,6 +21,8 @@ Ops = Any
 class Module:
     """Named parameters and children, walked in the order of definition as torch's modules are."""
 
+    applied_often = False  # whether its forward applies some of its children more than once
+
     def __init__(self) -> None:
         self.children: dict[str, Module] = {}
         self.parameters: dict[str, Parameter] = {}

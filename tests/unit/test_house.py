@@ -30,15 +30,6 @@ OUTSIDE_THE_CORE = {"cli", "measure", "catalog"}
 KNOW_UNITS = {"units.py", "catalog"}
 UNIT_VALUES = {base**power for base in (1024, 1000) for power in (2, 3, 4) if (base, power) != (1000, 2)}
 
-# Sources of formulas that nothing cites yet.
-NOT_CITED_YET = {
-    "adafactor",
-    "lion",
-    "mixed-precision",
-    "peft-kbit",
-    "rslora",
-}
-
 
 def room(path: Path) -> str:
     """The folder or file directly below the package: `memory`, `units.py`."""
@@ -223,9 +214,7 @@ def test_every_named_source_is_known() -> None:
 
 def test_every_source_is_used() -> None:
     """A source that nothing cites is dropped, or it is listed as waiting for its formula."""
-    assert set(SOURCES) - cited() - NOT_CITED_YET == set()
-    if NOT_CITED_YET & cited():
-        warnings.warn(f"now cited, take off NOT_CITED_YET: {sorted(NOT_CITED_YET & cited())}", stacklevel=1)
+    assert set(SOURCES) - cited() == set()
 
 
 @pytest.mark.parametrize("key", SOURCES)

@@ -1,0 +1,125 @@
+"""The memory-efficient attention kernel: what it saves, and the workspaces of its forward and backward.
+
+Sources: torch 2.13 aten/src/ATen/native/transformers/cuda/attention.cu, attention_backward.cu,
+mem_eff_attention/kernel_forward.h, kernel_backward.h, kernels/generate_kernels.py (which tile is taken),
+attention.cpp (padding of the mask). Read, not measured: which tile fits a GPU's shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from peftplan.memory.matrix import MatrixOps
+from peftplan.specs.formats import FP32
+from peftplan.specs.tensors import Tensor
+from peftplan.units import round_up
+
+Grads = Sequence[Tensor | None]
+
+# GPU generations with the shared memory (164 KiB and more) that the tiles of 128 x 128 take.
+_LARGE_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
+
+
+def backward_tile(dim: int, half: bool, capability: tuple[int, int]) -> tuple[int, int, bool]:
+    """(queries, keys, whether dK and dV stay in registers) of the kernel taken for a head width."""
+    if dim <= 64:
+        return 64, 64, half
+    if dim > 128:
+        return 128, 64, False
+    if not half:
+        return 128, 64, False
+    if capability < (8, 0):
+        return 128, 64, True
+    if capability in _LARGE_SHARED_MEMORY:
+        return 128, 128, True
+    if dim <= 96 and capability in ((8, 6), (8, 9)):
+        return 128, 64, True
+    return 64, 64, False
+
+
+def backward_workspace_bytes(
+    batch: int, heads: int, length: int, kv_length: int, dim: int, half: bool, capability: tuple[int, int]
+) -> int:
+    """Bytes of the accumulators: dQ in fp32 tiles, and dK, dV of a 16-bit kernel that keeps them in memory."""
+    queries, keys, in_registers = backward_tile(dim, half, capability)
+    tiles = -(-length // queries) * -(-dim // keys)
+    per_head = tiles * (16 + 4 * queries * keys)
+    if half and not in_registers:
+        splits = max(1, min(-(-kv_length // keys), 200 // (batch * heads)))
+        per_head += 2 * 4 * splits * keys * round_up(dim, queries)
+    return batch * heads * round_up(per_head, 16)
+
+
+def _efficient_backward(t: Any, g: Tensor, saved: Any, bias_shape: Any) -> Grads:
+    q, k, v = saved[:3]
+    batch, heads, length, dim = q.shape
+    dq = t.like(q, "_efficient_attention_backward")
+    dk = t.like(k, "_efficient_attention_backward")
+    dv = t.like(v, "_efficient_attention_backward")
+    grad_bias = None
+    if bias_shape:
+        numel = prod(bias_shape[:-1]) * round_up(bias_shape[-1], 16)
+        grad_bias = t.new(bias_shape, numel, q.dtype, "grad bias")
+    rows = (batch, heads, length)
+    half = q.dtype is not FP32
+    if half:
+        delta = t.new(rows, prod(rows), FP32, "attention delta")
+    else:  # the fp32 kernels are handed the row sums of gradient times output
+        product = t.like(v if v.numel == g.numel else g, "mul")
+        total = t.new(rows, prod(rows), FP32, "sum")
+        delta = t.new(rows, prod(rows), FP32, "attention delta")
+        del product, total
+    width = max(dim, v.shape[-1])
+    size = backward_workspace_bytes(batch, heads, length, k.shape[2], width, half, t.compute_capability)
+    t.workspace("_efficient_attention_backward", size)
+    del delta
+    return (dq, dk, dv, grad_bias)
+
+
+class EfficientOps(MatrixOps):
+    """Memory-efficient attention, forward and backward."""
+
+    compute_capability: tuple[int, int]
+
+    def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention with an additive mask or none; saves its inputs, the mask, its result and the log-sum-exp rows.
+
+        The seed and the offset of its random numbers are tensors on the host.
+        """
+        batch, heads, length, _ = q.shape
+        if bias is not None:
+            bias = self._aligned(bias)
+        bias_edge = bias.edge if bias is not None else None
+        node = self.link(
+            "EfficientAttentionBackward0",
+            _efficient_backward,
+            (q, k, v, bias),
+            (q.edge, k.edge, v.edge, bias_edge),
+            bias.shape if bias is not None and bias_edge is not None else None,
+        )
+        shape = (batch, heads, length, v.shape[-1])
+        out = self.new(shape, prod(shape), q.dtype, "_efficient_attention_forward")
+        lse = None
+        if node is not None:  # the log-sum-exp rows are computed only for backward
+            rows = round_up(length, 32)
+            lse = self.new((batch, heads, rows), batch * heads * rows, FP32, "efficient logsumexp")
+        if q.dtype is not FP32 and max(q.shape[-1], v.shape[-1]) > 128:
+            self.workspace("_efficient_attention_forward", out.numel * 4)  # wide heads: fp32 sums in memory
+        if node is not None:
+            saved = Tensor(out.shape, out.numel, out.dtype, out.storage, None)
+            self.save(node, (saved, lse))
+        return self.attach(out, node)
+
+    def _aligned(self, bias: Tensor) -> Tensor:
+        """The mask with its rows at multiples of eight values: padded, and sliced back, where they are not."""
+        rest = bias.shape[-1] % 8
+        if not rest:
+            return bias
+        shape = (*bias.shape[:-1], bias.shape[-1] + 8 - rest)
+        padded = self.pad_last(bias, shape[-1])
+        return self.slice(padded, bias.shape) if padded.edge is not None else self.part(padded, bias.shape)
+
+    def pad_last(self, x: Tensor, dim: int) -> Tensor:
+        raise NotImplementedError

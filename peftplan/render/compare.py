@@ -1,0 +1,100 @@
+"""The screen of a comparison: runs as columns, parts of the peak as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from peftplan.render.blocks import Block, Column, Notes, Table, Text
+from peftplan.render.words import percent
+from peftplan.report import Comparison, Report
+from peftplan.units import format_bytes, format_count
+
+LEAST, MOST = "<", ">"
+
+
+def compare_blocks(comparison: Comparison) -> Iterator[Block]:
+    """Columns side by side: the terms that sum to each peak, then the other figures, then differing fields."""
+    columns = comparison.columns
+    names = column_names(columns)
+    yield Text(_title(columns), "title")
+    terms = [(term.name, term.bytes) for term in comparison.terms]
+    terms.append(("peak allocated", tuple(c.memory.peak_allocated_bytes for c in columns)))
+    heads = (Column("part of the peak"), *(Column(name, right=True) for name in names))
+    yield Table(
+        "Memory at each run's own peak",
+        heads,
+        tuple((name, *_marked(sizes, format_bytes)) for name, sizes in terms),
+        frozenset({len(terms) - 1}),
+        f"{LEAST} smallest, {MOST} largest of the row" if len(columns) > 1 else "",
+    )
+    yield Table("Other figures", (Column(""), *heads[1:]), tuple(_figures(columns)))
+    fields = differing_fields(columns)
+    if fields:
+        yield Table("Where the requests differ", (Column("field"), *heads[1:]), tuple(fields))
+    shared = [note for note in columns[0].notes if all(note in c.notes for c in columns)]
+    if shared:
+        yield Notes("Notes", tuple(shared))
+
+
+def column_names(columns: Sequence[Report]) -> list[str]:
+    """A short name for each column: its method, its model, or its number where those repeat."""
+    methods = [column.method.kind for column in columns]
+    if len(set(methods)) == len(columns):
+        return methods
+    models = [column.model.id.rpartition("/")[2] for column in columns]
+    if len(set(models)) == len(columns):
+        return models
+    return [f"{number}: {method}" for number, method in enumerate(methods, start=1)]
+
+
+def differing_fields(columns: Sequence[Report]) -> list[tuple[str, ...]]:
+    """Fields of the requests that are not alike in all columns."""
+    requests = [column.request for column in columns]
+    return [
+        (field, *(_value(request[field]) for request in requests))
+        for field in requests[0]
+        if any(request[field] != requests[0][field] for request in requests)
+    ]
+
+
+def _title(columns: Sequence[Report]) -> str:
+    models = dict.fromkeys(f"{c.model.id}, {format_count(c.model.num_params)} parameters" for c in columns)
+    return " against ".join(models)
+
+
+def _figures(columns: Sequence[Report]) -> Iterator[tuple[str, ...]]:
+    yield "peak moment", *(c.memory.peak_moment.replace("_", " ") for c in columns)
+    yield "reserved", *_marked([c.memory.peak_reserved_bytes for c in columns], format_bytes)
+    yield "device", *_marked([c.memory.device_bytes for c in columns], format_bytes)
+    yield "evaluation", *_marked([c.memory.evaluation_peak_bytes for c in columns], format_bytes)
+    yield "trained", *_marked([c.method.num_trainable_params for c in columns], format_count)
+    yield "share trained", *(percent(c.method.trainable_frac) for c in columns)
+    yield "adapter file", *(
+        format_bytes(size) if size else "-" for size in (c.method.adapter_checkpoint_bytes for c in columns)
+    )
+    if any(c.gpu is not None for c in columns):
+        yield "GPU", *(c.gpu.name if c.gpu else "-" for c in columns)
+        yield "fits", *(_fits(c) for c in columns)
+
+
+def _fits(column: Report) -> str:
+    gpu = column.gpu
+    if gpu is None:
+        return "-"
+    word = "yes" if gpu.fits else "no"
+    return word if gpu.certain else f"{word}?"
+
+
+def _marked(values: Sequence[int], shown: Callable[[int], str]) -> list[str]:
+    """Values as text, the smallest and the largest marked where they differ."""
+    least, most = min(values), max(values)
+    if least == most:
+        return [shown(value) if value else "-" for value in values]
+    marks = {least: f" {LEAST}", most: f" {MOST}"}
+    return [(shown(value) if value else "-") + marks.get(value, "  ") for value in values]
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "-" if value in (None, []) else str(value)

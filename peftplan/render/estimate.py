@@ -1,0 +1,172 @@
+"""The screen of one estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from peftplan.render.blocks import Block, Column, Gauge, Notes, Split, Table, Text, lettered
+from peftplan.render.words import (
+    BEYOND_TENSORS,
+    RESIDENT,
+    moment_label,
+    peak_owner,
+    percent,
+    verdict,
+)
+from peftplan.report import Change, Report
+from peftplan.units import format_bytes, format_count
+
+
+def estimate_blocks(report: Report, changes: Sequence[Change] = ()) -> Iterator[Block]:
+    """Everything a person wants to know about one run, most wanted first."""
+    yield Text(_title(report), "title")
+    yield Text(_settings(report))
+    if report.gpu is not None:
+        yield Text(*verdict(report))
+    yield _split(report)
+    yield Text(_peak(report))
+    yield _totals(report)
+    yield _resident(report)
+    yield _moments(report)
+    if report.recipes:
+        yield _recipes(report)
+    if report.gpu is not None and not report.gpu.fits:
+        yield from change_blocks(changes)
+    yield Notes("Notes", report.notes)
+
+
+def _title(report: Report) -> str:
+    model, method = report.model, report.method
+    size = format_count(model.num_params)
+    if model.num_active_params != model.num_params:
+        size += f" ({format_count(model.num_active_params)} active)"
+    return (
+        f"{model.id}, {size} parameters - {method.kind}: {format_count(method.num_trainable_params)} train "
+        f"({percent(method.trainable_frac)})"
+    )
+
+
+def _settings(report: Report) -> str:
+    asked = report.request
+    text = f"{asked['micro_batch']} x {asked['seq_len']} tokens, {asked['precision']}, {asked['optimizer']}"
+    text += ", checkpointing" if asked["checkpointing"] else ", no checkpointing"
+    text += f", {asked['attention']} attention, {asked['loss']} loss"
+    if asked["grad_accum"] > 1:
+        text += f", {asked['grad_accum']} micro-batches a step"
+    if report.method.adapter_checkpoint_bytes:
+        text += f"; rank {asked['rank']}, adapter file {format_bytes(report.method.adapter_checkpoint_bytes)}"
+    return text
+
+
+def _split(report: Report) -> Split:
+    """The peak, part by part; with a card, up to what the card can give."""
+    memory, gpu = report.memory, report.gpu
+    sizes = [(node.name, node.bytes) for node in memory.breakdown.children]
+    peak = memory.peak_allocated_bytes
+    rows = [(name, format_bytes(size), percent(size / peak)) for name, size in sizes]
+    rows.append(("peak allocated", format_bytes(peak), percent(1.0)))
+    strong, end, mark = {len(rows) - 1}, peak, None
+    if gpu is not None:
+        needed = gpu.usable_bytes - gpu.headroom_bytes
+        sizes.append((BEYOND_TENSORS, needed - peak))
+        rows.insert(len(rows) - 1, rows.pop())
+        rows.append((BEYOND_TENSORS, format_bytes(needed - peak), ""))
+        rows.append(("must be held", format_bytes(needed), ""))
+        rows.append((f"usable on {gpu.name}", format_bytes(gpu.usable_bytes), ""))
+        strong.add(len(rows) - 2)
+        end, mark = max(needed, gpu.usable_bytes), gpu.usable_bytes
+    columns = (Column("part"), Column("size", right=True), Column("of peak", right=True))
+    return Split(
+        f"Memory at the peak ({moment_label(memory.peak_moment)})",
+        lettered(sizes),
+        end,
+        Table("", columns, tuple(rows), frozenset(strong)),
+        mark,
+    )
+
+
+def _peak(report: Report) -> str:
+    name, num_bytes, detail = peak_owner(report)
+    text = (
+        f"The peak comes in the {moment_label(report.memory.peak_moment)} phase; beyond what stays from step "
+        f"to step, its largest part is {name} with {format_bytes(num_bytes)}"
+    )
+    return text + (f" (most of it {detail})." if detail else ".")
+
+
+def _totals(report: Report) -> Table:
+    memory = report.memory
+    interval = memory.interval
+    between = f"{format_bytes(interval.low_bytes)} to {format_bytes(interval.high_bytes)}"
+    return Table(
+        "Three totals",
+        (Column(""), Column("size", right=True), Column("as seen by")),
+        (
+            ("allocated", format_bytes(memory.peak_allocated_bytes), "torch.cuda.max_memory_allocated()"),
+            ("reserved", format_bytes(memory.peak_reserved_bytes), "torch.cuda.max_memory_reserved()"),
+            (
+                "device",
+                format_bytes(memory.device_bytes),
+                f"nvidia-smi; {interval.coverage:.0%} within {between}",
+            ),
+        ),
+    )
+
+
+def _resident(report: Report) -> Table:
+    sizes = report.memory.resident.model_dump()
+    rows = [(RESIDENT[name][0], format_bytes(size)) for name, size in sizes.items() if size]
+    rows.append(("together", format_bytes(sum(sizes.values()))))
+    return Table(
+        "What the training state takes",
+        (Column(""), Column("size", right=True)),
+        tuple(rows),
+        frozenset({len(rows) - 1}),
+    )
+
+
+def _moments(report: Report) -> Table:
+    memory = report.memory
+    sizes = [(moment_label(name), size) for name, size in memory.moments.items()]
+    sizes.append(("evaluation pass", memory.evaluation_peak_bytes))
+    sizes.append(("loading, on the device", memory.load.device_peak_bytes))
+    sizes.append(("loading, on the host", memory.load.host_peak_bytes))
+    longest = max(size for _, size in sizes)
+    peak = moment_label(memory.peak_moment)
+    return Table(
+        "Moments",
+        (Column("moment"), Column("allocated", right=True), Column("")),
+        tuple((name, format_bytes(size), Gauge(size / longest)) for name, size in sizes),
+        frozenset(i for i, (name, _) in enumerate(sizes) if name == peak),
+    )
+
+
+def _recipes(report: Report) -> Table:
+    """An unstated recipe is where tools disagree, so all of them are shown."""
+    chosen = report.request["precision"]
+    return Table(
+        "The same run under other precision recipes",
+        (Column("recipe"), Column("peak allocated", right=True), Column("bytes a parameter", right=True)),
+        tuple(
+            (
+                f"{row.precision} (this run)" if row.precision == chosen else row.precision,
+                format_bytes(row.peak_allocated_bytes),
+                f"{row.bytes_per_param:.2f}",
+            )
+            for row in report.recipes
+        ),
+    )
+
+
+def change_blocks(changes: Sequence[Change]) -> Iterator[Block]:
+    """Single changes that make a run fit; if none does, those that save most."""
+    enough = [change for change in changes if change.fits]
+    if not changes:
+        yield Text("No single change of the usual kind lowers this run's peak; choose a larger GPU.", "warn")
+        return
+    title = "Each of these alone makes it fit" if enough else "No single change is enough; the largest savings"
+    yield Table(
+        title,
+        (Column("change"), Column("saves", right=True)),
+        tuple((change.change, format_bytes(change.saves_bytes)) for change in (enough or changes[:5])),
+    )
