@@ -16,6 +16,19 @@ class PeftplanError(Exception):
 
     exit_code = EXIT_BAD_INPUT
 
+    def __init__(self, message: str) -> None:
+        # names come from users and files: whatever they hold, the message is one printable line
+        super().__init__("".join(ch if ch.isprintable() else " " for ch in message))
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A value as an error message shows it: its repr, cut to `limit` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = f"a {type(value).__name__} too long to print"
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
 
 class BadInput(PeftplanError):
     """A value, a combination of values or a config that cannot be used."""

@@ -140,7 +140,13 @@ class Comparison(_Frozen):
         parts = [
             {node.name: node.bytes for node in column.memory.breakdown.children} for column in columns
         ]
-        names = dict.fromkeys(name for part in sorted(parts, key=len, reverse=True) for name in part)
+        names: list[str] = []
+        for part in parts:
+            after = 0  # a name that is new stands behind the one before it
+            for name in part:
+                if name not in names:
+                    names.insert(after, name)
+                after = names.index(name) + 1
         terms = tuple(
             Term.model_construct(name=name, bytes=tuple(part.get(name, 0) for part in parts))
             for name in names

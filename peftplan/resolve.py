@@ -94,7 +94,8 @@ def _choose(option: str, name: str, table: dict[str, Any]) -> Any:
 def _find_model(model: str | dict[str, Any]) -> FoundModel:
     if isinstance(model, str):
         return find_config(model)
-    name = str(model.get("_name_or_path") or model.get("model_type") or "config")
+    name = model.get("_name_or_path") or model.get("model_type")
+    name = name if isinstance(name, str) else "a mapping"
     return FoundModel(name, model, "config given as a mapping")
 
 

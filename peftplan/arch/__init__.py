@@ -11,16 +11,20 @@ from importlib import import_module
 from typing import Any
 
 from peftplan.arch.config import Config
-from peftplan.errors import BadInput
+from peftplan.errors import BadInput, shown
 from peftplan.specs.model import ModelSpec
 
 # model_type -> the module of this package whose build(config) answers it
 FAMILIES: dict[str, str] = {
+    "bert": "bert_like",
+    "roberta": "bert_like",
     "llama": "llama_like",
     "mistral": "llama_like",
     "qwen2": "llama_like",
     "gpt2": "gpt2",
     "gpt_neox": "gpt_neox",
+    "opt": "opt",
+    "phi": "phi",
     "mixtral": "mixtral",
     "qwen2_moe": "qwen_moe",
     "qwen3_moe": "qwen_moe",
@@ -31,17 +35,23 @@ def build_model(config: Mapping[str, Any], where: str = "config") -> ModelSpec:
     """The model that a config describes. Raises BadInput for an unknown family or an unusable value."""
     reader = Config(config, where)
     notes: list[str] = []
-    model_type = config.get("model_type")
-    if isinstance(config.get("text_config"), Mapping) and model_type not in FAMILIES:
-        text = reader.section("text_config")
-        assert text is not None
+    model_type = _family(reader)
+    if model_type not in FAMILIES and isinstance(config.get("text_config"), Mapping):
         notes.append(
             f"{model_type}: a model with several towers; the figures are those of its text tower alone"
         )
-        reader, model_type = text, text.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        reader = reader.section("text_config") or reader
+        model_type = _family(reader)
+    if model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        raise BadInput(f"{where}: model_type is {model_type!r}; known families are {known}")
+        raise BadInput(
+            f"{where}: model_type is {shown(reader.get('model_type'))}; known families are {known}"
+        )
     spec: ModelSpec = import_module(f"peftplan.arch.{FAMILIES[model_type]}").build(reader)
     spec.notes[:0] = notes
     return spec
+
+
+def _family(reader: Config) -> str:
+    model_type = reader.get("model_type")
+    return model_type if isinstance(model_type, str) else ""

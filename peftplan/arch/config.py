@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from peftplan.errors import BadInput
+from peftplan.errors import BadInput, shown
 
 # Larger than anything trained; a config beyond these is damaged, and its sums would mean nothing.
 MAX_WIDTH = 10**7
@@ -30,9 +30,7 @@ class Config(Mapping[str, Any]):
 
     def fail(self, key: str, value: object, allowed: str) -> BadInput:
         """The error for a value that cannot be used."""
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return BadInput(f"{self.where}: {key} is {shown}; it must be {allowed}")
+        return BadInput(f"{self.where}: {key} is {shown(value)}; it must be {allowed}")
 
     def size(self, key: str, default: int | None = None, *, limit: int = MAX_WIDTH) -> int:
         """A positive whole number; None or an absent key means `default`, and no default is an error."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from peftplan.arch.config import Config, activation, alias, head_dim
-from peftplan.arch.llama_like import Attention
-from peftplan.arch.moe import Experts, Router, inactive_weights, top_k_of
-from peftplan.arch.sparse_decoder import Block, decoder
+from peftplan.arch.llama_like import DecoderStem
+from peftplan.arch.masks import attention_mask
+from peftplan.arch.moe import Experts, Router, inactive_weights, router_notes, top_k_of
+from peftplan.arch.sparse_decoder import Block, MaskedAttention, decoder
+from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
-from peftplan.specs.modules import Module, Ops
+from peftplan.specs.modules import Module, Ops, RMSNorm
 from peftplan.specs.tensors import Tensor
 
 
@@ -27,6 +31,11 @@ class SparseMLP(Module):
         return t.view(x, shape)  # type: ignore[no-any-return]
 
 
+def single_mask(window: int | None, t: Ops, batch: int, length: int, dtype: DType) -> tuple[Tensor | None, None]:
+    """One mask for all layers: with the window where the config has one."""
+    return attention_mask(t, batch, length, dtype, window), None
+
+
 def build(c: Config) -> ModelSpec:
     """A Mixtral, from its config."""
     hidden, heads = c.size("hidden_size", 4096), c.count("num_attention_heads", 32)
@@ -35,20 +44,22 @@ def build(c: Config) -> ModelSpec:
     dim = head_dim(c, hidden, heads)
     num_experts = c.count(alias(c, "num_local_experts", "num_experts"), 8)
     top_k = top_k_of(c, "num_experts_per_tok", num_experts, 2)
-    experts = Experts(
-        num_experts,
-        hidden,
-        c.size("intermediate_size", 14336),
-        activation(c, "hidden_act", "silu"),
+    inner, act = c.size("intermediate_size", 14336), activation(c, "hidden_act", "silu")
+    experts = Experts(num_experts, hidden, inner, act)
+    attention = MaskedAttention(
+        hidden, heads, kv_heads, dim, c.probability("attention_dropout"), qkv_bias=False, out_bias=False
     )
-    attention = Attention(hidden, heads, kv_heads, dim, qkv_bias=False, out_bias=False)
     gate = Router(hidden, num_experts, top_k, normalise=True, narrow=False)
     num_layers = c.count("num_hidden_layers", 32)
-    return decoder(
+    window = c.size("sliding_window") if c.get("sliding_window") is not None else None
+    spec = decoder(
         c,
-        [Block(hidden, attention, SparseMLP(gate, experts))] * num_layers,
-        rotary_dim=dim,
+        [Block(attention, SparseMLP(gate, experts), partial(RMSNorm, hidden))] * num_layers,
+        partial(single_mask, window),
+        model=DecoderStem(c.size("vocab_size", 32000), hidden, dim),
         default_length=131072,
         mlp_targets=("w1", "w2", "w3"),
         inactive_params=num_layers * inactive_weights(experts, top_k),
     )
+    spec.notes += router_notes(c)
+    return spec

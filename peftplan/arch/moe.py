@@ -99,6 +99,18 @@ def top_k_of(c: Config, key: str, num_experts: int, default: int | None = None) 
     return top_k
 
 
+def router_notes(c: Config) -> list[str]:
+    """What a config asks of its router that the figures leave out."""
+    notes = []
+    if c.flag("output_router_logits"):
+        notes.append(
+            "output_router_logits adds the load-balancing loss; the router logits it keeps are not counted"
+        )
+    if c.number("router_jitter_noise", 0.0) > 0.0:
+        notes.append("router_jitter_noise is not counted: one tensor of a layer's input while it runs")
+    return notes
+
+
 def inactive_weights(experts: Experts, top_k: int) -> int:
     """Weights of one layer's experts that a token does not visit."""
     per_expert = sum(p.numel for p in experts.parameters.values()) // experts.num_experts

@@ -6,40 +6,38 @@ Source: transformers 5.23 modeling_qwen2_moe.py, modeling_qwen3_moe.py and their
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 
 from peftplan.arch.config import Config, activation, alias, head_dim
-from peftplan.arch.llama_like import Attention, GatedMLP, rotate_pair
-from peftplan.arch.mixtral import SparseMLP
-from peftplan.arch.moe import Experts, Router, inactive_weights, top_k_of
-from peftplan.arch.rotary import Table
-from peftplan.arch.sparse_decoder import Block, decoder, sparse_layers
+from peftplan.arch.llama_like import DecoderStem, GatedMLP
+from peftplan.arch.masks import attention_mask
+from peftplan.arch.mixtral import SparseMLP, single_mask
+from peftplan.arch.moe import Experts, Router, inactive_weights, router_notes, top_k_of
+from peftplan.arch.sparse_decoder import Block, Masks, MaskedAttention, decoder
+from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear, Module, Ops, RMSNorm
 from peftplan.specs.tensors import Tensor
 
 
-class NormedAttention(Attention):
-    """Attention whose queries and keys pass an RMSNorm over each head."""
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a generation's config class takes where a key is absent."""
 
-    def __init__(self, hidden: int, heads: int, kv_heads: int, dim: int, bias: bool) -> None:
-        super().__init__(hidden, heads, kv_heads, dim, bias, bias)
-        self.q_norm = RMSNorm(dim)
-        self.k_norm = RMSNorm(dim)
+    heads: int
+    kv_heads: int
+    intermediate: int
+    num_experts: int
+    top_k: int
+    inner: int
 
-    def forward(self, t: Ops, x: Tensor, given: Table) -> Tensor:  # type: ignore[override]
-        batch, length, _ = x.shape
-        q, k = self._normed(t, "q", x, self.heads), self._normed(t, "k", x, self.kv_heads)
-        v = t.view(t.call("v_proj", self.v_proj, x), (batch, self.kv_heads, length, self.dim))
-        q, k = rotate_pair(t, q, k, given)
-        out = t.view(t.attend(q, k, v), (batch, length, self.heads * self.dim))
-        out = t.call("o_proj", self.o_proj, out)
-        return out
 
-    def _normed(self, t: Ops, role: str, x: Tensor, heads: int) -> Tensor:
-        batch, length, _ = x.shape
-        shape = (batch, heads, length, self.dim)
-        projection, norm = self.children[role + "_proj"], self.children[role + "_norm"]
-        return t.call(role + "_norm", norm, t.view(t.call(role + "_proj", projection, x), shape))  # type: ignore[no-any-return]
+DEFAULTS = {
+    "qwen2_moe": Defaults(16, 16, 5632, 60, 4, 1408),
+    "qwen3_moe": Defaults(32, 4, 6144, 128, 8, 768),
+}
+DEFAULT_LAYERS = 24
 
 
 class SharedExpertMLP(Module):
@@ -65,38 +63,78 @@ class SharedExpertMLP(Module):
         return t.view(out, shape)  # type: ignore[no-any-return]
 
 
+def layer_kinds(c: Config) -> list[bool]:
+    """For each layer whether it has experts, or an MLP: `decoder_sparse_step` and `mlp_only_layers`."""
+    step, num_layers = c.count("decoder_sparse_step", 1), c.count("num_hidden_layers", DEFAULT_LAYERS)
+    dense = c.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(type(i) is int and 0 <= i for i in dense):
+        raise c.fail("mlp_only_layers", dense, "a list of layer numbers, the first being 0")
+    return [i not in dense and (i + 1) % step == 0 for i in range(num_layers)]
+
+
+def windowed_layers(c: Config, num_layers: int) -> list[bool]:
+    """For each layer of a Qwen2-MoE whether it sees a window only."""
+    kinds = c.words("layer_types")
+    if kinds is not None:
+        if len(kinds) < num_layers:
+            raise c.fail("layer_types", kinds, f"a list with an entry for each of {num_layers} layers")
+        return [kind == "sliding_attention" for kind in kinds[:num_layers]]
+    sliding, limit = c.flag("use_sliding_window"), c.natural("max_window_layers", 28)
+    return [sliding and i % 2 == 0 and i < limit for i in range(num_layers)]
+
+
+def both_masks(
+    window: int, t: Ops, batch: int, length: int, dtype: DType
+) -> tuple[Tensor | None, Tensor | None]:
+    """Qwen2-MoE makes the windowed mask whether or not a layer uses it; without a window it is one of length 0."""
+    full = attention_mask(t, batch, length, dtype)
+    return full, attention_mask(t, batch, length, dtype, window)
+
+
 def build(c: Config) -> ModelSpec:
     """A Qwen2-MoE or Qwen3-MoE, from its config."""
-    second = c["model_type"] == "qwen2_moe"
-    hidden, heads = c.size("hidden_size", 2048), c.count("num_attention_heads", 16 if second else 32)
-    kv_heads = c.count("num_key_value_heads", 16 if second else 4)
+    second, d = c["model_type"] == "qwen2_moe", DEFAULTS[c["model_type"]]
+    hidden, heads = c.size("hidden_size", 2048), c.count("num_attention_heads", d.heads)
+    kv_heads = c.count("num_key_value_heads", d.kv_heads)
     c.divides("num_key_value_heads", kv_heads, "num_attention_heads", heads)
-    dim = head_dim(c, hidden, heads)
-    experts_key = alias(c, "num_experts", "num_local_experts")
-    num_experts = c.count(experts_key, 60 if second else 128)
-    top_k = top_k_of(c, "num_experts_per_tok", num_experts, 4 if second else 8)
+    dim, dropout = head_dim(c, hidden, heads), c.probability("attention_dropout")
+    num_experts = c.count(alias(c, "num_experts", "num_local_experts"), d.num_experts)
+    top_k = top_k_of(c, "num_experts_per_tok", num_experts, d.top_k)
     act = activation(c, "hidden_act", "silu")
-    experts = Experts(
-        num_experts, hidden, c.size("moe_intermediate_size", 1408 if second else 768), act
-    )
+    experts = Experts(num_experts, hidden, c.size("moe_intermediate_size", d.inner), act)
     router = Router(hidden, num_experts, top_k, c.flag("norm_topk_prob"), narrow=True)
-    dense = GatedMLP(hidden, c.size("intermediate_size", 5632 if second else 6144), act, False)
-    attention: Attention
+    dense = GatedMLP(hidden, c.size("intermediate_size", d.intermediate), act, False)
+    qkv_bias = c.flag("qkv_bias", True) if second else c.flag("attention_bias")
+    out_bias = False if second else c.flag("attention_bias")
+    attention = MaskedAttention(
+        hidden, heads, kv_heads, dim, dropout, qkv_bias=qkv_bias, out_bias=out_bias
+    )
+    sparse_layers = layer_kinds(c)
+    window = c.size("sliding_window", 4096) if c.flag("use_sliding_window") else None
     sparse: Module
+    masks: Masks
     if second:
-        attention = Attention(hidden, heads, kv_heads, dim, c.flag("qkv_bias", True), False)
         shared = GatedMLP(hidden, c.size("shared_expert_intermediate_size", 5632), act, False)
         sparse = SharedExpertMLP(router, experts, shared, hidden)
+        windowed = windowed_layers(c, len(sparse_layers))
+        masks = partial(both_masks, window or 0)
     else:
-        attention = NormedAttention(hidden, heads, kv_heads, dim, c.flag("attention_bias"))
+        attention.norm_heads()
         sparse = SparseMLP(router, experts)
-    has_experts = sparse_layers(c, 24)
-    blocks = {True: Block(hidden, attention, sparse), False: Block(hidden, deepcopy(attention), dense)}
-    return decoder(
+        windowed = [False] * len(sparse_layers)
+        masks = partial(single_mask, window)
+    kinds: dict[tuple[bool, bool], Block] = {}
+    for kind in zip(sparse_layers, windowed):
+        if kind not in kinds:
+            mlp = sparse if kind[0] else dense
+            kinds[kind] = deepcopy(Block(attention, mlp, partial(RMSNorm, hidden), windowed=kind[1]))
+    spec = decoder(
         c,
-        [blocks[kind] for kind in has_experts],
-        rotary_dim=dim,
+        [kinds[kind] for kind in zip(sparse_layers, windowed)],
+        masks,
+        model=DecoderStem(c.size("vocab_size", 151936), hidden, dim),
         default_length=32768,
-        mlp_targets=("gate_proj", "up_proj", "down_proj"),
-        inactive_params=sum(has_experts) * inactive_weights(experts, top_k),
+        inactive_params=sum(sparse_layers) * inactive_weights(experts, top_k),
     )
+    spec.notes += router_notes(c)
+    return spec

@@ -1,28 +1,101 @@
-"""What the mixture-of-experts decoders share: blocks of attention and MLP, and a model made of several kinds."""
+"""What the mixture-of-experts decoders share: attention with masks, blocks, and a model of several kinds of blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from peftplan.arch.config import Config
-from peftplan.arch.llama_like import DecoderStem
+from peftplan.arch.llama_like import DecoderStem, rotate_pair
 from peftplan.arch.rotary import Table, position_ids
+from peftplan.specs.formats import DType
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Linear, Module, Ops, RMSNorm
 from peftplan.specs.tensors import Tensor
 
 
+class Given(NamedTuple):
+    """What the model has for its blocks beside the hidden states; each takes the mask of its kind."""
+
+    table: Table
+    full: Tensor | None  # mask of layers that see everything before
+    sliding: Tensor | None  # mask of layers with a window
+
+
+# rotary table and mask of one block
+Taken = tuple[Table, Tensor | None]
+# (reader, batch, length, type of the embeddings) -> masks of full and of windowed layers
+Masks = Callable[[Ops, int, int, DType], tuple[Tensor | None, Tensor | None]]
+
+
+class MaskedAttention(Module):
+    """Self-attention with grouped keys and values and rotary positions, perhaps with a norm over each head."""
+
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        dropout: float,
+        *,
+        qkv_bias: bool,
+        out_bias: bool,
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.dim = heads, kv_heads, dim
+        self.dropout = dropout
+        self.q_proj = Linear(hidden, heads * dim, qkv_bias)
+        self.k_proj = Linear(hidden, kv_heads * dim, qkv_bias)
+        self.v_proj = Linear(hidden, kv_heads * dim, qkv_bias)
+        self.o_proj = Linear(heads * dim, hidden, out_bias)
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+
+    def norm_heads(self) -> None:
+        """Put an RMSNorm behind the query and the key projection."""
+        self.q_norm, self.k_norm = RMSNorm(self.dim), RMSNorm(self.dim)
+
+    def project(self, t: Ops, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values by heads."""
+        batch, length, _ = x.shape
+        shape, kv_shape = (batch, self.heads, length, self.dim), (batch, self.kv_heads, length, self.dim)
+        q = t.view(t.call("q_proj", self.q_proj, x), shape)
+        if self.q_norm is not None:
+            q = t.call("q_norm", self.q_norm, q)
+        k = t.view(t.call("k_proj", self.k_proj, x), kv_shape)
+        if self.k_norm is not None:
+            k = t.call("k_norm", self.k_norm, k)
+        return q, k, t.view(t.call("v_proj", self.v_proj, x), kv_shape)
+
+    def forward(self, t: Ops, x: Tensor, given: Taken) -> Tensor:  # type: ignore[override]
+        batch, length, _ = x.shape
+        table, mask = given
+        q, k, v = self.project(t, x)
+        q, k = rotate_pair(t, q, k, table)
+        out = t.view(t.attend(q, k, v, mask, self.dropout), (batch, length, self.heads * self.dim))
+        out = t.call("o_proj", self.o_proj, out)
+        return out
+
+
 class Block(Module):
     """Attention and MLP (dense or of experts), each behind a norm and beside a residual."""
 
-    def __init__(self, hidden: int, attention: Module, mlp: Module) -> None:
+    def __init__(
+        self, attention: Module, mlp: Module, norms: Callable[[], Module], windowed: bool = False
+    ) -> None:
         super().__init__()
+        self.windowed = windowed
         self.self_attn = attention
         self.mlp = mlp
-        self.input_layernorm = RMSNorm(hidden)
-        self.post_attention_layernorm = RMSNorm(hidden)
+        self.input_layernorm = norms()
+        self.post_attention_layernorm = norms()
 
-    def forward(self, t: Ops, x: Tensor, given: Table) -> Tensor:  # type: ignore[override]
+    def takes(self, given: Given) -> Taken:
+        """The rotary table, and the mask of the layer's kind."""
+        return given.table, given.sliding if self.windowed else given.full
+
+    def forward(self, t: Ops, x: Tensor, given: Taken) -> Tensor:  # type: ignore[override]
         residual = x
         x = t.call("input_layernorm", self.input_layernorm, x)
         x = t.call("self_attn", self.self_attn, x, given)
@@ -44,38 +117,30 @@ def runs_of(blocks: Sequence[Module]) -> list[BlockRun]:
     return runs
 
 
-def sparse_layers(c: Config, default_layers: int) -> list[bool]:
-    """For each layer whether it has experts: Qwen's `decoder_sparse_step` and `mlp_only_layers`."""
-    step, num_layers = c.count("decoder_sparse_step", 1), c.count("num_hidden_layers", default_layers)
-    dense = c.get("mlp_only_layers") or []
-    if not isinstance(dense, list) or not all(type(i) is int and 0 <= i < num_layers for i in dense):
-        raise c.fail("mlp_only_layers", dense, f"a list of layer numbers from 0 to {num_layers - 1}")
-    return [i not in dense and (i + 1) % step == 0 for i in range(num_layers)]
-
-
 def decoder(
     c: Config,
     blocks: Sequence[Module],
+    masks: Masks,
     *,
-    rotary_dim: int,
+    model: DecoderStem,
     default_length: int,
-    mlp_targets: tuple[str, ...],
-    inactive_params: int,
     attention_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj"),
+    mlp_targets: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj"),
+    inactive_params: int = 0,
 ) -> ModelSpec:
     """A decoder with these blocks, one entry a layer; layers of a kind share one module."""
-    hidden, vocab = c.size("hidden_size"), c.size("vocab_size")
-    stem, model = Module(), DecoderStem(vocab, hidden, rotary_dim)
-    head = Linear(hidden, vocab)
+    vocab, hidden = model.embed_tokens.weight.shape
+    stem, head = Module(), Linear(hidden, vocab)
     if c.flag("tie_word_embeddings"):
         head.weight = model.embed_tokens.weight
     stem.add("model", model)
     stem.add("lm_head", head)
 
-    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Table]:
+    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
         x = t.call("model.embed_tokens", model.embed_tokens, ids)
         positions = position_ids(t, ids.shape[1])
-        return x, (*model.rotary_emb.table(t, x, positions), positions)
+        full, sliding = masks(t, ids.shape[0], ids.shape[1], x.dtype)
+        return x, Given((*model.rotary_emb.table(t, x, positions), positions), full, sliding)
 
     def leave(t: Ops, x: Tensor) -> Tensor:
         return t.call("model.norm", model.norm, x)  # type: ignore[no-any-return]

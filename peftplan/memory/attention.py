@@ -23,19 +23,7 @@ _NO_FLASH_ABOVE_192 = ((8, 6), (8, 9), (12, 0), (12, 1))
 
 
 def _flash_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    q, k, v = saved[:3]
-    batch, heads, length, dim = q.shape
-    kv_heads, kv_length = k.shape[1], k.shape[2]
-    dq = t.like(q, "_flash_attention_backward")
-    dk = t.like(k, "_flash_attention_backward")
-    dv = t.like(v, "_flash_attention_backward")
-    rows = round_up(length, 128)
-    width = round_up(dim, 32) if dim <= 192 else 256
-    sizes = [batch * heads * rows * 4, batch * rows * heads * width * 4]
-    if kv_heads != heads:
-        sizes += [batch * kv_length * heads * dim * q.dtype.itemsize] * 2
-    t.workspace("_flash_attention_backward", *sizes)
-    return (dq, dk, dv)
+    return t.flash_gradients(*saved[:3])  # type: ignore[no-any-return]
 
 
 def _pad_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
@@ -71,8 +59,13 @@ class AttentionOps(EfficientOps):
         mask: Tensor | None = None,
         dropout: float = 0.0,
         causal: bool = True,
+        by_heads: bool = False,
     ) -> Tensor:
-        """Attention over [batch, heads, length, dim] tensors; the result is laid out [batch, length, heads, dim]."""
+        """Attention over [batch, heads, length, dim] tensors; the result is laid out [batch, length, heads, dim].
+
+        `by_heads` says that the queries lie head by head, not token by token: the flash kernel lays its
+        result out as they are, and the caller's transpose then has to copy.
+        """
         outer = self.autocast
         if outer is not None:  # casts its arguments, and runs what is inside without autocast
             q, k, v = (self.autocast_to(x, outer) for x in (q, k, v))
@@ -82,19 +75,19 @@ class AttentionOps(EfficientOps):
         if mask is not None and mask.dtype is BOOL:
             mask = self.additive_mask(mask, q)
         if kernel == "flash":
-            return self._flash(q, k, v)
+            return self._flash(q, k, v, by_heads)
         if kernel == "efficient":
             return self.efficient_attention(q, k, v, mask)
         self.autocast = None
-        out = self._math(q, k, v, mask, causal, dropout)
+        out = self._math(q, k, v, mask, causal, dropout, by_heads)
         self.autocast = outer
-        return out
+        return self.contiguous(out)  # it is laid out by heads
 
     def additive_mask(self, mask: Tensor, like: Tensor) -> Tensor:
         """A boolean mask turned into zeros and minus infinities in the type of `like`."""
         return self.new(mask.shape, mask.numel, like.dtype, "where")
 
-    def _flash(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _flash(self, q: Tensor, k: Tensor, v: Tensor, by_heads: bool) -> Tensor:
         dim = q.shape[-1]
         pad = -dim % 8
         if pad:  # the kernel wants a multiple of eight: inputs are padded and the output is sliced
@@ -102,8 +95,7 @@ class AttentionOps(EfficientOps):
         out = self.flash_kernel(q, k, v)
         if pad:
             out = self.slice(out, (*q.shape[:3], dim))
-            out = self.contiguous(out)
-        return out
+        return self.contiguous(out) if pad or by_heads else out
 
     def flash_kernel(self, q: Tensor, k: Tensor, v: Tensor, package: bool = False) -> Tensor:
         """The kernel itself: saves its inputs, its result, the log-sum-exp rows and the random state.
@@ -113,14 +105,34 @@ class AttentionOps(EfficientOps):
         node = self.link(
             "FlashAttentionBackward0", _flash_backward, (q, k, v), (q.edge, k.edge, v.edge)
         )
+        out, saved = self.flash_outputs(q, package)
+        if node is not None:
+            self.save(node, saved)
+        return self.attach(out, node)
+
+    def flash_outputs(self, q: Tensor, package: bool) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """The forward kernel's result, and what is saved of its outputs."""
         out = self.like(q, "_flash_attention_forward")
         rows = q.numel // q.shape[-1]
         lse = self.new(q.shape[:3], rows, FP32, "flash logsumexp")
         rng = self.new((2,), 2, INT64, "flash rng state")
         offset = None if package else self.new((), 1, INT64, "flash rng offset")
-        if node is not None:
-            self.save(node, (_cut(out), lse, rng, offset))
-        return self.attach(out, node)
+        return out, (_cut(out), lse, rng, offset)
+
+    def flash_gradients(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The backward kernel: three gradients, and its buffers, which go as it returns."""
+        batch, heads, length, dim = q.shape
+        kv_heads, kv_length = k.shape[1], k.shape[2]
+        dq = self.like(q, "_flash_attention_backward")
+        dk = self.like(k, "_flash_attention_backward")
+        dv = self.like(v, "_flash_attention_backward")
+        rows = round_up(length, 128)
+        width = round_up(dim, 32) if dim <= 192 else 256
+        sizes = [batch * heads * rows * 4, batch * rows * heads * width * 4]
+        if kv_heads != heads:
+            sizes += [batch * kv_length * heads * dim * q.dtype.itemsize] * 2
+        self.workspace("_flash_attention_backward", *sizes)
+        return dq, dk, dv
 
     def pad_last(self, x: Tensor, dim: int) -> Tensor:
         """F.pad of the last dimension up to `dim`."""
@@ -129,7 +141,14 @@ class AttentionOps(EfficientOps):
         return self.attach(self.new(shape, prod(shape), x.dtype, "constant_pad_nd"), node)
 
     def _math(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        dropout: float,
+        by_heads: bool,
     ) -> Tensor:
         """The plain form in fp32: scaled queries times scaled keys, safe softmax, times values."""
         batch, heads, length, _ = q.shape
@@ -141,7 +160,8 @@ class AttentionOps(EfficientOps):
         keys, values = self.repeat_heads(high_k, heads), self.repeat_heads(high_v, heads)
         shape = (batch, heads, length, kv_length)
         # the mask is added in place
-        scores = self.matmul(scaled, self.mul_scalar(keys), shape, copied=(True, not grouped))
+        copied = (not by_heads, not by_heads and not grouped)
+        scores = self.matmul(scaled, self.mul_scalar(keys), shape, copied=copied)
         weights = self._safe_softmax(scores)
         del scores
         # handed out beside the result, in the type that came in, and dropped by the caller
@@ -151,7 +171,7 @@ class AttentionOps(EfficientOps):
         out = self.matmul(weights, values, out_shape, copied=(False, not grouped))
         out = self.to(out, source)
         del returned
-        return self.contiguous(out)  # laid out by heads; the caller's transpose has to copy
+        return out
 
     def _safe_softmax(self, scores: Tensor) -> Tensor:
         """Softmax that gives zeros where a whole row is masked: the test for it is a boolean matrix."""

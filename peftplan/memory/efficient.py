@@ -90,7 +90,7 @@ class EfficientOps(MatrixOps):
         """
         batch, heads, length, _ = q.shape
         if bias is not None:
-            bias = self._aligned(bias)
+            bias = self.expand(self._aligned(bias), (batch, heads, length, k.shape[2]))
         bias_edge = bias.edge if bias is not None else None
         node = self.link(
             "EfficientAttentionBackward0",

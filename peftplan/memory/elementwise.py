@@ -359,13 +359,17 @@ class ElementwiseOps(Engine):
             self.save(node, (mask,))
         return self.attach(out, node)
 
-    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """F.layer_norm: saves its input, weight, and the mean and reciprocal deviation of each row."""
         if self.autocast is not None:
             bias = self.to(bias, FP32) if bias is not None else None
-            weight = self.to(weight, FP32)
+            weight = self.to(weight, FP32) if weight is not None else None
             x = self.to(x, FP32)
-        edges = (x.edge, weight.edge, bias.edge if bias is not None else None)
+        edges = (
+            x.edge,
+            weight.edge if weight is not None else None,
+            bias.edge if bias is not None else None,
+        )
         node = self.link(
             "NativeLayerNormBackward0",
             _layer_norm_backward,

@@ -11,8 +11,9 @@ from typing import Any
 
 from peftplan.memory.player import Player
 from peftplan.memory.timeline import Moment, Play, Timeline, read_timeline
-from peftplan.specs.formats import FP32, INT64
+from peftplan.specs.formats import FP32, INT64, DType
 from peftplan.specs.model import BlockRun, ModelSpec
+from peftplan.specs.modules import Linear
 from peftplan.specs.run import StepSpec
 from peftplan.specs.tensors import Tensor
 
@@ -22,7 +23,7 @@ __all__ = ["Moment", "Play", "Timeline", "play_evaluation", "play_step"]
 def play_step(model: ModelSpec, step: StepSpec) -> Timeline:
     """Play forward, loss and backward of one micro-step, optimizer state already there."""
     t = Player(step.accumulating)
-    t.attention, t.compute_capability = step.attention, step.compute_capability
+    _choose_attention(t, model, step)
     shape, numel = (step.micro_batch, step.seq_len), step.micro_batch * step.seq_len
     ids = t.new(shape, numel, INT64, "input ids")
     mask = t.new(shape, numel, INT64, "attention mask")
@@ -46,6 +47,15 @@ def play_step(model: ModelSpec, step: StepSpec) -> Timeline:
     return timeline
 
 
+def _choose_attention(t: Player, model: ModelSpec, step: StepSpec) -> None:
+    """The attention implementation: the one asked for, or eager where the family has no other."""
+    t.compute_capability = step.compute_capability
+    t.attention = step.attention if step.attention in model.attention_kinds else "eager"
+    if t.attention == "flash":
+        linears = (m for _, m in model.runs[0].block.walk() if isinstance(m, Linear))
+        t.load_dtype = next(linear.weight.dtype for linear in linears)
+
+
 def _shared_weights(model: ModelSpec) -> set[int]:
     """Trained weights that stand in more than one place (tied embeddings), or are applied more than once."""
     seen: set[int] = set()
@@ -66,7 +76,8 @@ def play_evaluation(model: ModelSpec, step: StepSpec) -> int:
     Nothing is kept for backward, so every block of a run peaks at the same level: each is played once.
     """
     t = Player()
-    t.attention, t.compute_capability, t.training = step.attention, step.compute_capability, False
+    _choose_attention(t, model, step)
+    t.training = False
     shape, numel = (step.micro_batch, step.seq_len), step.micro_batch * step.seq_len
     ids = t.new(shape, numel, INT64, "input ids")
     mask = t.new(shape, numel, INT64, "attention mask")
@@ -80,7 +91,7 @@ def play_evaluation(model: ModelSpec, step: StepSpec) -> int:
 
 def _forward(timeline: Timeline, model: ModelSpec, step: StepSpec, ids: Tensor) -> tuple[Tensor, Any]:
     t = timeline.player
-    standing: dict[tuple[int, bool, bool], int] = {}
+    standing: dict[tuple[int, bool, bool, DType], int] = {}
     with t.autocasting(step.autocast):
         x, given = model.enter(t, ids)
         entered = x if model.keeps_first_input else None
@@ -142,9 +153,9 @@ def _play_run(
     step: StepSpec,
     x: Tensor,
     handed: list[Any],
-    standing: dict[tuple[int, bool, bool], int],
+    standing: dict[tuple[int, bool, bool, DType], int],
 ) -> Tensor:
-    """Play the run's blocks that no play stands for yet; `standing` has a play by block and incoming gradient.
+    """Play the run's blocks that no play stands for yet; `standing` has a play by block and by what comes in.
 
     `first` counts the blocks before the run; `handed` holds what blocks are given, which one may replace.
     """
@@ -152,7 +163,8 @@ def _play_run(
     left = run.count
     while left:
         had_grad = x.edge is not None
-        alike = standing.get((id(run.block), had_grad, run.apart))
+        key = (id(run.block), had_grad, run.apart, x.dtype)
+        alike = standing.get(key)
         if alike is not None:
             plays[alike].count += left
             timeline.order.append((alike, left))
@@ -163,7 +175,7 @@ def _play_run(
         t.layer = first + run.count - left
         plays.append(Play(name, t.layer, 1, forward_segment=len(t.segments) - 1))
         timeline.order.append((len(plays) - 1, 1))
-        forward = partial(_call_block, t, name, run, handed[0])
+        forward = partial(_call_block, t, name, run, run.block.takes(handed[0]))
         out = t.checkpoint(forward, x) if step.checkpointing else forward(x)
         if out.__class__ is tuple:
             out, handed[0] = out
@@ -173,9 +185,12 @@ def _play_run(
         # The next ones are like this one, unless gradients only begin here, or what came in is the
         # embeddings, which outlive this block where a checkpoint would keep them anyway.
         if had_grad == (x.edge is not None) and (step.checkpointing or len(plays) > 1):
-            standing[id(run.block), had_grad, run.apart] = len(plays) - 1
+            standing[key] = len(plays) - 1
     return x
 
 
 def _call_block(t: Player, name: str, run: BlockRun, given: Any, x: Tensor) -> Any:
-    return t.call(name, run.block, x, given)
+    try:
+        return t.call(name, run.block, x, given)
+    finally:
+        t.block_weights.clear()

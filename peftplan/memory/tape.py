@@ -437,10 +437,12 @@ class Engine:
     def _accumulate(self, parameter: Parameter, grad: Tensor, node_layer: int) -> None:
         key = id(parameter), node_layer
         if key[0] in self.shared:
-            # a shared weight's gradients are summed out of place before its accumulation node runs
+            # A shared weight's gradients are summed before its accumulation node runs: in place, but not
+            # into a product, of which the engine holds a transposed view.
             held = self.pending.pop(key, None)
             if held is not None:
-                grad = self.like(held, "gradient sum")
+                own = held.storage.record.op != "mm" and getrefcount(held.storage) <= 2
+                grad = held if own else self.like(held, "gradient sum")
                 del held
             self.uses[key] -= 1
             if self.uses[key]:

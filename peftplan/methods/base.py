@@ -51,7 +51,9 @@ def prepare_for_kbit(model: ModelSpec) -> None:
     """
     for _, parameter, _ in model.parameters():
         if parameter.role == "weight":
-            dense = parameter.quant is None and not parameter.keep_dtype
-            if dense and parameter.dtype.itemsize == 2:
+            if parameter.loaded_dtype is not None:  # cast up here, and back by the first forward pass
+                if parameter.loaded_dtype.itemsize == 2:
+                    parameter.loaded_dtype = FP32
+            elif parameter.quant is None and parameter.dtype.itemsize == 2:
                 parameter.set_dtype(FP32)
             parameter.set_trainable(False)

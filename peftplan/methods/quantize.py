@@ -21,9 +21,9 @@ class Linear4bit(Linear):
         if base.bias is not None:
             self.bias = base.bias
             if self.four_bit:
-                # the first forward casts it in place: this is its type from the second step on
+                # the first forward pass casts it in place to the compute type
+                base.bias.loaded_dtype = base.bias.dtype
                 base.bias.set_dtype(compute_dtype)
-                base.bias.keep_dtype = True
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         return t.linear_4bit(x, self.weight, self.bias, self.compute_dtype)  # type: ignore[no-any-return]

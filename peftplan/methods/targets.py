@@ -114,9 +114,10 @@ def matched(model: ModelSpec, targets: str | tuple[str, ...]) -> list[tuple[Modu
 
 
 def linear_names(model: ModelSpec) -> list[str]:
-    """Last name parts of the model's linears, in order."""
+    """Last name parts of the model's linears: those of the blocks first, the head last."""
     names: dict[str, None] = {}
-    for owner, _, _ in model.groups():
+    stem, *blocks = model.groups()
+    for owner, _, _ in (*blocks, stem):
         for name, module in owner.walk():
             if isinstance(module, Linear):
                 names[name.rpartition(".")[2]] = None

@@ -59,7 +59,7 @@ class Split:
     title: str
     parts: tuple[Part, ...]
     end: int
-    legend: Table  # its first column names the parts, in their order, then totals
+    legend: Table  # its first column names the parts, and totals
     mark: int | None = None
 
 

@@ -59,7 +59,8 @@ def differing_fields(columns: Sequence[Report]) -> list[tuple[str, ...]]:
 
 def _title(columns: Sequence[Report]) -> str:
     models = dict.fromkeys(f"{c.model.id}, {format_count(c.model.num_params)} parameters" for c in columns)
-    return " against ".join(models)
+    cards = dict.fromkeys(c.gpu.name for c in columns if c.gpu is not None)
+    return " against ".join(models) + (f" on {' and '.join(cards)}" if cards else "")
 
 
 def _figures(columns: Sequence[Report]) -> Iterator[tuple[str, ...]]:
@@ -73,7 +74,6 @@ def _figures(columns: Sequence[Report]) -> Iterator[tuple[str, ...]]:
         format_bytes(size) if size else "-" for size in (c.method.adapter_checkpoint_bytes for c in columns)
     )
     if any(c.gpu is not None for c in columns):
-        yield "GPU", *(c.gpu.name if c.gpu else "-" for c in columns)
         yield "fits", *(_fits(c) for c in columns)
 
 
@@ -87,7 +87,7 @@ def _fits(column: Report) -> str:
 
 def _marked(values: Sequence[int], shown: Callable[[int], str]) -> list[str]:
     """Values as text, the smallest and the largest marked where they differ."""
-    least, most = min(values), max(values)
+    least, most = min((value for value in values if value), default=0), max(values)
     if least == most:
         return [shown(value) if value else "-" for value in values]
     marks = {least: f" {LEAST}", most: f" {MOST}"}

@@ -69,7 +69,6 @@ def _split(report: Report) -> Split:
     if gpu is not None:
         needed = gpu.usable_bytes - gpu.headroom_bytes
         sizes.append((BEYOND_TENSORS, needed - peak))
-        rows.insert(len(rows) - 1, rows.pop())
         rows.append((BEYOND_TENSORS, format_bytes(needed - peak), ""))
         rows.append(("must be held", format_bytes(needed), ""))
         rows.append((f"usable on {gpu.name}", format_bytes(gpu.usable_bytes), ""))
@@ -88,8 +87,8 @@ def _split(report: Report) -> Split:
 def _peak(report: Report) -> str:
     name, num_bytes, detail = peak_owner(report)
     text = (
-        f"The peak comes in the {moment_label(report.memory.peak_moment)} phase; beyond what stays from step "
-        f"to step, its largest part is {name} with {format_bytes(num_bytes)}"
+        f"The peak comes in the {moment_label(report.memory.peak_moment)} phase; beside the training state, "
+        f"its largest part is {name} with {format_bytes(num_bytes)}"
     )
     return text + (f" (most of it {detail})." if detail else ".")
 
@@ -127,17 +126,19 @@ def _resident(report: Report) -> Table:
 
 def _moments(report: Report) -> Table:
     memory = report.memory
-    sizes = [(moment_label(name), size) for name, size in memory.moments.items()]
+    peak = memory.peak_moment
+    sizes = [
+        (moment_label(name) + (" (peak)" if name == peak else ""), size)
+        for name, size in memory.moments.items()
+    ]
     sizes.append(("evaluation pass", memory.evaluation_peak_bytes))
     sizes.append(("loading, on the device", memory.load.device_peak_bytes))
     sizes.append(("loading, on the host", memory.load.host_peak_bytes))
     longest = max(size for _, size in sizes)
-    peak = moment_label(memory.peak_moment)
     return Table(
         "Moments",
         (Column("moment"), Column("allocated", right=True), Column("")),
         tuple((name, format_bytes(size), Gauge(size / longest)) for name, size in sizes),
-        frozenset(i for i, (name, _) in enumerate(sizes) if name == peak),
     )
 
 

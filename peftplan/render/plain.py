@@ -14,7 +14,13 @@ _NARROWEST = 8  # no column of words is squeezed below this
 
 def plain(blocks: Iterable[Block], width: int) -> str:
     """The blocks as text of at most `width` columns where words allow it."""
-    return "\n\n".join("\n".join(_lines(block, width)) for block in blocks) + "\n"
+    text, before = "", None
+    for block in blocks:
+        if before is not None:
+            text += "\n" if isinstance(block, Text) and isinstance(before, Text) else "\n\n"
+        text += "\n".join(_lines(block, width))
+        before = block
+    return text + "\n"
 
 
 def _lines(block: Block, width: int) -> list[str]:
@@ -22,8 +28,7 @@ def _lines(block: Block, width: int) -> list[str]:
         case Text():
             return wrap(block.text, width) or [""]
         case Notes():
-            indented = [wrap(item, width, initial_indent="- ", subsequent_indent="  ") for item in block.items]
-            return [block.title, *(line for lines in indented for line in lines)]
+            return note_lines(block, width)
         case Split():
             return [
                 *wrap(block.title, width),
@@ -33,6 +38,12 @@ def _lines(block: Block, width: int) -> list[str]:
         case Table():
             parts = cut_to_width(block, width, GAP)
             return [line for part in parts for line in [*_table(part, width), ""]][:-1]
+
+
+def note_lines(notes: Notes, width: int) -> list[str]:
+    """The title, and every item behind a dash."""
+    items = [wrap(item, width, initial_indent="- ", subsequent_indent="  ") for item in notes.items]
+    return [notes.title, *(line for lines in items for line in lines)]
 
 
 def split_bar(block: Split, width: int) -> str:
@@ -47,11 +58,8 @@ def split_bar(block: Split, width: int) -> str:
 
 
 def _with_letters(block: Split) -> Table:
-    letters = [part.letter for part in block.parts]
-    rows = tuple(
-        (f"{letters[i] if i < len(letters) else ' '} {row[0]}", *row[1:])
-        for i, row in enumerate(block.legend.rows)
-    )
+    letters = {part.name: part.letter for part in block.parts}
+    rows = tuple((f"{letters.get(str(row[0]), ' ')} {row[0]}", *row[1:]) for row in block.legend.rows)
     return Table("", block.legend.columns, rows, block.legend.strong, block.legend.below)
 
 

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
 from peftplan.render.blocks import Block, Cell, Gauge, Notes, Split, Table, Text, cell_widths, cut_to_width
-from peftplan.render.plain import GAUGE_WIDTH, split_bar
+from peftplan.render.plain import GAUGE_WIDTH, note_lines, split_bar
 
 TONES = {"title": "bold", "good": "bold green", "bad": "bold red", "warn": "bold yellow", "plain": ""}
 # Colours of a bar's parts, in their order.
@@ -34,10 +34,12 @@ _CELL_GAP = 3  # what rich puts between two columns of these tables
 
 def draw(blocks: Iterable[Block], console: Console) -> None:
     """Print the blocks, an empty line between them."""
-    for index, block in enumerate(blocks):
-        if index:
+    before: Block | None = None
+    for block in blocks:
+        if before is not None and not (isinstance(block, Text) and isinstance(before, Text)):
             console.print()
         _draw(block, console)
+        before = block
 
 
 def _draw(block: Block, console: Console) -> None:
@@ -45,17 +47,18 @@ def _draw(block: Block, console: Console) -> None:
         case Text():
             console.print(RichText(block.text, TONES[block.tone]))
         case Notes():
-            console.print(RichText(block.title, "bold"))
-            for item in block.items:
-                grid = RichTable.grid(padding=(0, 1))
-                grid.add_row("-", RichText(item))
-                console.print(grid)
+            title, *lines = note_lines(block, console.width)
+            console.print(RichText(title, "bold"))
+            for line in lines:
+                console.print(RichText(line))
         case Split():
             _draw_split(block, console)
         case Table():
             for index, part in enumerate(cut_to_width(block, console.width, _CELL_GAP)):
                 if index:
                     console.print()
+                if part.title:
+                    console.print(RichText(part.title, "bold"))
                 console.print(_table(part, console))
                 if part.below:
                     console.print(RichText(part.below, "dim"))
@@ -77,17 +80,15 @@ def _draw_split(block: Split, console: Console) -> None:
             bar = RichText.assemble(bar[:at], ("│", "bold"), bar[at + 1 :])
         console.print(bar)
     legend = block.legend
-    keys = [
-        RichText("██", _shade(index)) if coloured else RichText(part.letter)
+    keys = {
+        part.name: RichText("██", _shade(index)) if coloured else RichText(part.letter)
         for index, part in enumerate(block.parts)
-    ]
+    }
     console.print(_table(legend, console, keys))
 
 
-def _table(table: Table, console: Console, keys: list[RichText] | None = None) -> RichTable:
+def _table(table: Table, console: Console, keys: dict[str, RichText] | None = None) -> RichTable:
     drawn = RichTable(
-        title=RichText(table.title, "bold") if table.title else None,
-        title_justify="left",
         box=None if keys else box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
@@ -98,12 +99,15 @@ def _table(table: Table, console: Console, keys: list[RichText] | None = None) -
         drawn.add_column("", no_wrap=True)
     for column in table.columns:
         drawn.add_column(
-            RichText(column.name), justify="right" if column.right else "left", no_wrap=column.right
+            RichText(column.name),
+            justify="right" if column.right else "left",
+            no_wrap=column.right,
+            overflow="fold",
         )
     for index, row in enumerate(table.rows):
         cells = [_cell(cell, console) for cell in row]
         if keys is not None:
-            cells = [keys[index] if index < len(keys) else RichText(), *cells]
+            cells = [keys.get(str(row[0]), RichText()), *cells]
         drawn.add_row(*cells, style="bold" if index in table.strong else None)
     return drawn
 

@@ -23,8 +23,8 @@ RESIDENT = {
     "optimizer_states": ("optimizer states", "what the optimizer keeps for every trained parameter"),
 }
 
-# Parts of the peak that stay from step to step: what is left belongs to the moment.
-RESIDENT_PARTS = frozenset({"weights", "adapters", "master weights", "optimizer states"})
+# Parts of the peak that belong to the training state: what is left belongs to the moment.
+RESIDENT_PARTS = frozenset(label for label, _ in RESIDENT.values())
 
 BEYOND_TENSORS = "segments and CUDA context"
 

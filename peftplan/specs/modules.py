@@ -62,6 +62,10 @@ class Module:
         parent, _, name = path.rpartition(".")
         setattr(self.child(parent) if parent else self, name, new)
 
+    def takes(self, given: Any) -> Any:
+        """As a block: what it is handed of all that the model gives its blocks; a checkpoint keeps only this."""
+        return given
+
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         """Run the module on one input."""
         raise NotImplementedError(type(self).__name__)
@@ -141,12 +145,14 @@ class RMSNorm(Module):
 
 
 class LayerNorm(Module):
-    """nn.LayerNorm with weight and, as a rule, bias."""
+    """nn.LayerNorm with weight and, as a rule, bias; without either where `affine` is off."""
 
-    def __init__(self, width: int, bias: bool = True, dtype: DType = BF16) -> None:
+    def __init__(
+        self, width: int, bias: bool = True, dtype: DType = BF16, affine: bool = True
+    ) -> None:
         super().__init__()
-        self.weight = Parameter((width,), dtype)
-        self.bias: Parameter | None = Parameter((width,), dtype) if bias else None
+        self.weight: Parameter | None = Parameter((width,), dtype) if affine else None
+        self.bias: Parameter | None = Parameter((width,), dtype) if bias and affine else None
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         return t.layer_norm(x, self.weight, self.bias)  # type: ignore[no-any-return]

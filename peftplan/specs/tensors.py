@@ -45,7 +45,7 @@ class Parameter(Tensor):
     cast of the whole model changes.
     """
 
-    __slots__ = ("keep_dtype", "quant", "role")
+    __slots__ = ("keep_dtype", "loaded_dtype", "quant", "role")
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Parameter(Tensor):
     ) -> None:
         super().__init__(shape, prod(shape), dtype, None, None)
         self.role, self.quant, self.keep_dtype = role, quant, keep_dtype
+        self.loaded_dtype: DType | None = None
         self.set_trainable(trainable and role != "buffer")
 
     def set_trainable(self, trainable: bool) -> None:
@@ -74,7 +75,8 @@ class Parameter(Tensor):
         """Name and bytes of every tensor that holds this parameter on the device."""
         if self.quant is not None:
             return self.quant.storages(self.shape[0], self.shape[1])
-        return [(self.dtype.short, self.numel * self.dtype.itemsize)]
+        dtype = self.loaded_dtype or self.dtype
+        return [(dtype.short, self.numel * dtype.itemsize)]
 
     def num_bytes(self) -> int:
         """Bytes on the device before allocator rounding."""

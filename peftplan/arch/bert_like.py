@@ -1,0 +1,283 @@
+"""BERT and RoBERTa with their masked-language-model head: post-norm encoder blocks, dropout throughout.
+
+Source: transformers 5.23 modeling_bert.py, modeling_roberta.py and their configuration files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peftplan.arch.config import Config, activation
+from peftplan.arch.plain_attention import plain_attention
+from peftplan.specs.formats import BOOL, INT32, INT64
+from peftplan.specs.model import BlockRun, ModelSpec
+from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
+from peftplan.specs.tensors import Parameter, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What sets a family apart: its names, and whether padding shifts its positions."""
+
+    body: str  # the attribute that holds the encoder
+    head: str
+    offset_positions: bool
+    padding_id: int
+    positions: int
+
+
+ROWS = {
+    "bert": Row("bert", "cls.predictions", False, 0, 512),
+    "roberta": Row("roberta", "lm_head", True, 1, 512),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An encoder's sizes and dropout probabilities."""
+
+    hidden: int
+    heads: int
+    inner: int
+    activation: str
+    dropout: float
+    attention_dropout: float
+
+
+class Embeddings(Module):
+    """Words, token types and positions added, normalised, dropped out; two buffers of ids."""
+
+    def __init__(self, c: Config, s: Shape, vocab: int, positions: int, offset: bool) -> None:
+        super().__init__()
+        self.s, self.offset = s, offset
+        self.word_embeddings = Embedding(vocab, s.hidden)
+        self.position_embeddings = Embedding(positions, s.hidden)
+        self.token_type_embeddings = Embedding(c.size("type_vocab_size", 2), s.hidden)
+        self.add("LayerNorm", LayerNorm(s.hidden))
+        self.position_ids = Parameter((1, positions), INT64, role="buffer")
+        self.token_type_ids = Parameter((1, positions), INT64, role="buffer")
+
+    def forward(self, t: Ops, x: Tensor) -> Tensor:
+        batch, length = x.shape
+        if self.offset:
+            places = offset_positions(t, x)
+        else:
+            places = t.part(self.position_ids, (1, length))
+        types = t.new(places.shape, places.numel, INT64, "gather")
+        words = t.call("word_embeddings", self.word_embeddings, x)
+        of_type = t.call(
+            "token_type_embeddings", self.token_type_embeddings, t.part(types, (batch, length))
+        )
+        x = t.add(words, of_type)
+        of_place = t.call("position_embeddings", self.position_embeddings, places)
+        x = t.add(x, of_place)
+        x = t.call("LayerNorm", self.children["LayerNorm"], x)
+        return t.dropout(x, self.s.dropout)  # type: ignore[no-any-return]
+
+
+def offset_positions(t: Ops, ids: Tensor) -> Tensor:
+    """Positions counted over the tokens that are no padding, starting behind the padding's own id."""
+    shape, numel = ids.shape, ids.numel
+    differs = t.new(shape, numel, BOOL, "ne")
+    mask = t.new(shape, numel, INT32, "_to_copy")
+    del differs
+    running = t.new(shape, numel, INT64, "cumsum")
+    narrow = t.new(shape, numel, INT32, "_to_copy")
+    del running
+    shifted = t.new(shape, numel, INT32, "add")
+    del narrow
+    counted = t.new(shape, numel, INT32, "mul")
+    del shifted
+    wide = t.new(shape, numel, INT64, "_to_copy")
+    del counted
+    places: Tensor = t.new(shape, numel, INT64, "add")
+    del wide, mask
+    return places
+
+
+def check_padding(t: Ops, ids: Tensor) -> None:
+    """The look at the attention mask that finds no padding, so that no mask is built."""
+    mask = t.new(ids.shape, ids.numel, BOOL, "_to_copy")
+    whole = t.new((), 1, BOOL, "all")
+    del mask, whole
+
+
+class SelfAttention(Module):
+    """Queries, keys and values of equal width, attended in both directions."""
+
+    def __init__(self, s: Shape) -> None:
+        super().__init__()
+        self.s = s
+        self.query = Linear(s.hidden, s.hidden, True)
+        self.key = Linear(s.hidden, s.hidden, True)
+        self.value = Linear(s.hidden, s.hidden, True)
+
+    def forward(self, t: Ops, x: Tensor) -> Tensor:
+        s = self.s
+        batch, length, width = x.shape
+        heads = (batch, s.heads, length, width // s.heads)
+        q = t.view(t.call("query", self.query, x), heads)
+        k = t.view(t.call("key", self.key, x), heads)
+        v = t.view(t.call("value", self.value, x), heads)
+        if t.attention == "eager":
+            out = plain_attention(t, q, k, v, dropout=s.attention_dropout)
+        else:
+            out = t.attend(q, k, v, dropout=s.attention_dropout, causal=False)
+        return t.view(out, x.shape)  # type: ignore[no-any-return]
+
+
+class Output(Module):
+    """A linear and dropout, added to what came before and normalised."""
+
+    def __init__(self, s: Shape, width: int) -> None:
+        super().__init__()
+        self.s = s
+        self.dense = Linear(width, s.hidden, True)
+        self.add("LayerNorm", LayerNorm(s.hidden))
+
+    def forward(self, t: Ops, x: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        x = t.call("dense", self.dense, x)
+        x = t.dropout(x, self.s.dropout)
+        return t.call("LayerNorm", self.children["LayerNorm"], t.add(x, residual))  # type: ignore[no-any-return]
+
+
+class Attention(Module):
+    """Self-attention (`self`) and its output."""
+
+    def __init__(self, inner: Module, s: Shape) -> None:
+        super().__init__()
+        self.add("self", inner)
+        self.output = Output(s, s.hidden)
+
+    def forward(self, t: Ops, x: Tensor, *given: object) -> Tensor:
+        attended = t.call("self", self.children["self"], x, *given)
+        attended = t.call("output", self.output, attended, x)
+        return attended  # type: ignore[no-any-return]
+
+
+class Intermediate(Module):
+    """The widening linear and its activation."""
+
+    def __init__(self, s: Shape) -> None:
+        super().__init__()
+        self.activation = s.activation
+        self.dense = Linear(s.hidden, s.inner, True)
+
+    def forward(self, t: Ops, x: Tensor) -> Tensor:
+        x = t.call("dense", self.dense, x)
+        return t.activation(x, self.activation)  # type: ignore[no-any-return]
+
+
+class Block(Module):
+    """Attention, then the feed-forward pair, each followed by its norm."""
+
+    def __init__(self, s: Shape) -> None:
+        super().__init__()
+        self.attention = Attention(SelfAttention(s), s)
+        self.intermediate = Intermediate(s)
+        self.output = Output(s, s.inner)
+
+    def forward(self, t: Ops, x: Tensor, given: object) -> Tensor:  # type: ignore[override]
+        attended = t.call("attention", self.attention, x)
+        widened = t.call("intermediate", self.intermediate, attended)
+        return t.call("output", self.output, widened, attended)  # type: ignore[no-any-return]
+
+
+class Transform(Module):
+    """What the head does before its decoder: a linear, an activation and a norm."""
+
+    def __init__(self, hidden: int, activation: str, norm: str) -> None:
+        super().__init__()
+        self.activation, self.norm = activation, norm
+        self.dense = Linear(hidden, hidden, True)
+        self.add(norm, LayerNorm(hidden))
+
+    def forward(self, t: Ops, x: Tensor) -> Tensor:
+        x = t.call("dense", self.dense, x)
+        x = t.activation(x, self.activation)
+        return t.call(self.norm, self.children[self.norm], x)  # type: ignore[no-any-return]
+
+
+def shape(c: Config) -> Shape:
+    """The sizes, with the defaults that BERT's relatives share."""
+    hidden, heads = c.size("hidden_size", 768), c.count("num_attention_heads", 12)
+    c.divides("num_attention_heads", heads, "hidden_size", hidden)
+    return Shape(
+        hidden,
+        heads,
+        c.size("intermediate_size", 3072),
+        activation(c, "hidden_act", "gelu"),
+        c.probability("hidden_dropout_prob", 0.1),
+        c.probability("attention_probs_dropout_prob", 0.1),
+    )
+
+
+def masked_head(hidden: int, vocab: int, tied_to: Parameter | None) -> tuple[Linear, Parameter]:
+    """The decoder over the vocabulary, and the bias that the head names beside it."""
+    decoder = Linear(hidden, vocab, True)
+    bias = Parameter((vocab,))
+    if tied_to is not None:
+        decoder.weight, decoder.bias = tied_to, bias
+    return decoder, bias
+
+
+def targets_of(attention: tuple[str, ...], num_layers: int) -> dict[str, tuple[str, ...]]:
+    """Projections by role; the last part of the feed-forward's name is the attention's output too."""
+    outputs = tuple(f"{layer}.output.dense" for layer in range(num_layers))
+    return {
+        "attention_targets": (*attention, "attention.output.dense"),
+        "mlp_targets": ("intermediate.dense", *outputs),
+    }
+
+
+def build(c: Config) -> ModelSpec:
+    """BERT or RoBERTa, from its config."""
+    family: str = c["model_type"]
+    row, s = ROWS[family], shape(c)
+    for key in ("is_decoder", "add_cross_attention"):
+        if c.flag(key):
+            raise c.fail(key, True, "false: an encoder that attends in both directions")
+    positions = c.size("max_position_embeddings", row.positions)
+    vocab = c.size("vocab_size", 30522 if family == "bert" else 50265)
+    embeddings = Embeddings(c, s, vocab, positions, row.offset_positions)
+    tied = embeddings.word_embeddings.weight if c.flag("tie_word_embeddings", True) else None
+    decoder, bias = masked_head(s.hidden, vocab, tied)
+    stem, body, head = Module(), Module(), Module()
+    body.add("embeddings", embeddings)
+    stem.add(row.body, body)
+    head.bias = bias
+    if family == "bert":
+        transform = Transform(s.hidden, s.activation, "LayerNorm")
+        head.add("transform", transform)
+        outer = Module()
+        outer.add("predictions", head)
+        stem.add("cls", outer)
+    else:
+        transform = Transform(s.hidden, "gelu", "layer_norm")
+        for name, child in transform.children.items():
+            head.add(name, child)
+        stem.add("lm_head", head)
+    head.add("decoder", decoder)
+    transform_path = row.head + ".transform" if family == "bert" else row.head
+
+    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, None]:
+        x = t.call(f"{row.body}.embeddings", embeddings, ids)
+        check_padding(t, ids)
+        return x, None
+
+    num_layers = c.count("num_hidden_layers", 12)
+    limit = positions - (c.natural("pad_token_id", row.padding_id) + 1 if row.offset_positions else 0)
+    return ModelSpec(
+        family=family,
+        stem=stem,
+        runs=[BlockRun(Block(s), num_layers, 0, f"{row.body}.encoder.layer")],
+        enter=enter,
+        leave=lambda t, x: x,
+        head=decoder,
+        head_path=f"{row.head}.decoder",
+        vocab_size=vocab,
+        max_seq_len=max(limit, 1),
+        transform=lambda t, x: t.call(transform_path, transform, x),
+        encoder=True,
+        **targets_of(("query", "key", "value"), num_layers),
+    )

@@ -1,0 +1,99 @@
+"""`peftplan compare`: methods side by side, or saved requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peftplan.cli.options import given_fields, method_names, model_names, request_from, request_options, validated
+from peftplan.cli.output import chosen_form, emit, output_options, write_schema
+from peftplan.cli.spec import Argument, Command, Option
+from peftplan.errors import BadInput, NotFound
+from peftplan.request import Request
+
+DEFAULT_METHODS = "full,lora,qlora"
+
+
+def run(given: dict[str, Any]) -> int:
+    """Answer every request and put them side by side."""
+    if given.get("json_schema"):
+        from peftplan.report import Comparison
+
+        return write_schema(Comparison.model_json_schema(mode="serialization"))
+    form = chosen_form(given)
+    requests = _requests(given)
+    from peftplan.planner import compare
+    from peftplan.render.compare import column_names, compare_blocks
+    from peftplan.render.table_csv import comparison_csv
+
+    comparison = compare(requests)
+    emit(
+        form,
+        comparison.model_dump_json,
+        lambda: compare_blocks(comparison),
+        lambda: comparison_csv(comparison, column_names(comparison.columns)),
+    )
+    return 0
+
+
+def _requests(given: dict[str, Any]) -> list[Request]:
+    names = given["model"]
+    if len(names) > 1:
+        if "methods" in given:
+            raise BadInput("--methods sets the columns of one MODEL; saved requests each have their own method")
+        return [_saved(name, given_fields({**given, "model": None})) for name in names]
+    methods = [m.strip() for m in given.get("methods", DEFAULT_METHODS).split(",") if m.strip()]
+    if not methods:
+        raise BadInput(f"--methods names none; give some of {', '.join(method_names())}")
+    request = request_from({**given, "model": names[0]})
+    return [request.model_copy(update={"method": method}) for method in dict.fromkeys(methods)]
+
+
+def _saved(name: str, changed: dict[str, Any]) -> Request:
+    """A request from a file: the request itself, or an answer that holds one; options override its fields."""
+    import json
+
+    def refuse(constant: str) -> float:
+        raise ValueError(constant)
+
+    path = Path(name).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+        saved = json.loads(text, parse_constant=refuse)
+    except FileNotFoundError:
+        raise NotFound(
+            f"{name} is no file; several arguments are files of saved requests, "
+            "such as `peftplan estimate MODEL --json` writes"
+        ) from None
+    except (ValueError, RecursionError):
+        raise BadInput(f"{name} is no JSON; give what `peftplan estimate MODEL --json` writes") from None
+    fields = saved.get("request", saved) if isinstance(saved, dict) else None
+    if not isinstance(fields, dict):
+        raise BadInput(f"{name} holds no request; give what `peftplan estimate MODEL --json` writes")
+    del changed["model"]
+    return validated({**fields, **changed}, f"{name}: ")
+
+
+COMMAND = Command(
+    run,
+    (
+        Argument(
+            "model",
+            "a model as for `estimate`; or two and more files of saved requests (or of answers)",
+            many=True,
+            complete=model_names,
+        ),
+    ),
+    (
+        Option(
+            "methods",
+            ("--methods",),
+            lambda: f"columns, with commas; default {DEFAULT_METHODS}",
+            metavar="NAMES",
+            complete=method_names,
+        ),
+        *request_options(without=("method",)),
+        *output_options(),
+    ),
+    "The JSON holds columns (one report each) and terms (name, and bytes by column: they sum to each peak).",
+)

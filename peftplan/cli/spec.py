@@ -1,0 +1,61 @@
+"""What describes a command: its arguments and options, from which parsing, help and completion follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, NamedTuple
+
+# Commands in the order in which help lists them: file in this folder, and what it does.
+COMMANDS = {
+    "estimate": "Memory of one run.",
+    "compare": "Methods side by side, term by term; or two saved requests.",
+    "explain": "Every figure with its formula, its numbers put in, and its source.",
+    "models": "The models known by name.",
+    "gpus": "The GPUs known by name.",
+    "methods": "The fine-tuning methods.",
+    "doctor": "What this machine has, and what each command needs.",
+}
+
+
+class Option(NamedTuple):
+    """One option. A switch takes no value; `off` is its opposite, if it has one."""
+
+    name: str
+    flags: tuple[str, ...]
+    help: Callable[[], str]
+    switch: bool = False
+    off: str = ""
+    metavar: str = "TEXT"
+    complete: Callable[[], Sequence[str]] | None = None
+
+
+class Argument(NamedTuple):
+    """A positional argument; `many` takes one or more."""
+
+    name: str
+    help: str
+    required: bool = True
+    many: bool = False
+    complete: Callable[[], Sequence[str]] | None = None
+
+
+class Command(NamedTuple):
+    """One command: `run` gets what was given, by name, and returns the exit status."""
+
+    run: Callable[[dict[str, Any]], int]
+    arguments: tuple[Argument, ...]
+    options: tuple[Option, ...]
+    details: str = ""
+
+
+def load_command(name: str) -> Command:
+    """The command called `name`, from its own file."""
+    command = import_module(f"peftplan.cli.{name}").COMMAND
+    assert isinstance(command, Command)
+    return command
+
+
+def switch(name: str, text: str) -> Option:
+    """An option without a value."""
+    return Option(name, ("--" + name.replace("_", "-"),), lambda: text, switch=True)

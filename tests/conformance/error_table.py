@@ -1,0 +1,67 @@
+"""The error table of the README, from the recorded answers: python tests/conformance/error_table.py [--write]."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from reference import Case, errors, recorded
+
+README = Path(__file__).parents[2] / "README.md"
+START, END = "<!-- error-table -->", "<!-- /error-table -->"
+FIGURES = ("activations", "allocated", "reserved")
+
+
+def packs_conv1d(case: Case) -> bool:
+    """GPT-2 under a 4-bit load: transformers packs its Conv1D weights, the reference trace leaves them dense."""
+    return case.family() == "gpt2" and case.request["method"] == "qlora"
+
+
+def table(cases: Iterable[Case]) -> str:
+    """Median and worst absolute relative error by method and by family, as Markdown."""
+    found = [
+        (case, errors(case, case.report())) for case in cases if not packs_conv1d(case)
+    ]
+    lines = [
+        "| | cases | activations: median, worst | allocated: median, worst | reserved: median, worst | resident bytes exact |",
+        "|---|---|---|---|---|---|",
+    ]
+    keys: list[Callable[[Case], str]] = [
+        lambda case: "all",
+        lambda case: f"`{case.request['method']}`",
+        lambda case: case.family(),
+    ]
+    for key in keys:
+        for name in sorted({key(case) for case, _ in found}):
+            rows = [row for case, row in found if key(case) == name]
+            cells = [
+                f"{median(abs(r[f]) for r in rows):.2%}, {max(abs(r[f]) for r in rows):.2%}"
+                for f in FIGURES
+            ]
+            exact = sum(
+                r["weights"] == r["gradients"] == r["optimizer_states"] == 0 for r in rows
+            )
+            lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} | {exact} of {len(rows)} |")
+    return "\n".join(lines)
+
+
+def with_table(readme: str, text: str) -> str:
+    """The README with the table between its markers."""
+    head, rest = readme.split(START)
+    return f"{head}{START}\n{text}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    """Print the table, and with --write put it into the README."""
+    text = table(recorded())
+    print(text)
+    if "--write" in sys.argv:
+        README.write_text(with_table(README.read_text(encoding="utf-8"), text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
