@@ -12,7 +12,8 @@ SCHEMA_VERSION = 1
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # schemas are built when they are first used: a report is written out far more often than validated
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class ModelFacts(_Frozen):

@@ -23,12 +23,11 @@ class Row:
     head: str
     offset_positions: bool
     padding_id: int
-    positions: int
 
 
 ROWS = {
-    "bert": Row("bert", "cls.predictions", False, 0, 512),
-    "roberta": Row("roberta", "lm_head", True, 1, 512),
+    "bert": Row("bert", "cls.predictions", False, 0),
+    "roberta": Row("roberta", "lm_head", True, 1),
 }
 
 
@@ -112,7 +111,7 @@ class SelfAttention(Module):
         self.key = Linear(s.hidden, s.hidden, True)
         self.value = Linear(s.hidden, s.hidden, True)
 
-    def forward(self, t: Ops, x: Tensor) -> Tensor:
+    def forward(self, t: Ops, x: Tensor, given: object) -> Tensor:  # type: ignore[override]
         s = self.s
         batch, length, width = x.shape
         heads = (batch, s.heads, length, width // s.heads)
@@ -149,8 +148,8 @@ class Attention(Module):
         self.add("self", inner)
         self.output = Output(s, s.hidden)
 
-    def forward(self, t: Ops, x: Tensor, *given: object) -> Tensor:
-        attended = t.call("self", self.children["self"], x, *given)
+    def forward(self, t: Ops, x: Tensor, given: object) -> Tensor:  # type: ignore[override]
+        attended = t.call("self", self.children["self"], x, given)
         attended = t.call("output", self.output, attended, x)
         return attended  # type: ignore[no-any-return]
 
@@ -171,14 +170,14 @@ class Intermediate(Module):
 class Block(Module):
     """Attention, then the feed-forward pair, each followed by its norm."""
 
-    def __init__(self, s: Shape) -> None:
+    def __init__(self, attention: Module, s: Shape) -> None:
         super().__init__()
-        self.attention = Attention(SelfAttention(s), s)
+        self.attention = Attention(attention, s)
         self.intermediate = Intermediate(s)
         self.output = Output(s, s.inner)
 
     def forward(self, t: Ops, x: Tensor, given: object) -> Tensor:  # type: ignore[override]
-        attended = t.call("attention", self.attention, x)
+        attended = t.call("attention", self.attention, x, given)
         widened = t.call("intermediate", self.intermediate, attended)
         return t.call("output", self.output, widened, attended)  # type: ignore[no-any-return]
 
@@ -186,11 +185,11 @@ class Block(Module):
 class Transform(Module):
     """What the head does before its decoder: a linear, an activation and a norm."""
 
-    def __init__(self, hidden: int, activation: str, norm: str) -> None:
+    def __init__(self, hidden: int, activation: str, norm: str, width: int | None = None) -> None:
         super().__init__()
         self.activation, self.norm = activation, norm
-        self.dense = Linear(hidden, hidden, True)
-        self.add(norm, LayerNorm(hidden))
+        self.dense = Linear(hidden, width or hidden, True)
+        self.add(norm, LayerNorm(width or hidden))
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         x = t.call("dense", self.dense, x)
@@ -237,28 +236,27 @@ def build(c: Config) -> ModelSpec:
     for key in ("is_decoder", "add_cross_attention"):
         if c.flag(key):
             raise c.fail(key, True, "false: an encoder that attends in both directions")
-    positions = c.size("max_position_embeddings", row.positions)
+    positions = c.size("max_position_embeddings", 512)
     vocab = c.size("vocab_size", 30522 if family == "bert" else 50265)
     embeddings = Embeddings(c, s, vocab, positions, row.offset_positions)
     tied = embeddings.word_embeddings.weight if c.flag("tie_word_embeddings", True) else None
     decoder, bias = masked_head(s.hidden, vocab, tied)
-    stem, body, head = Module(), Module(), Module()
+    stem, body = Module(), Module()
     body.add("embeddings", embeddings)
     stem.add(row.body, body)
-    head.bias = bias
     if family == "bert":
+        head, outer = Module(), Module()
         transform = Transform(s.hidden, s.activation, "LayerNorm")
         head.add("transform", transform)
-        outer = Module()
         outer.add("predictions", head)
         stem.add("cls", outer)
+        transform_path = "cls.predictions.transform"
     else:
-        transform = Transform(s.hidden, "gelu", "layer_norm")
-        for name, child in transform.children.items():
-            head.add(name, child)
+        head = transform = Transform(s.hidden, "gelu", "layer_norm")
         stem.add("lm_head", head)
+        transform_path = "lm_head"
+    head.bias = bias
     head.add("decoder", decoder)
-    transform_path = row.head + ".transform" if family == "bert" else row.head
 
     def enter(t: Ops, ids: Tensor) -> tuple[Tensor, None]:
         x = t.call(f"{row.body}.embeddings", embeddings, ids)
@@ -270,7 +268,7 @@ def build(c: Config) -> ModelSpec:
     return ModelSpec(
         family=family,
         stem=stem,
-        runs=[BlockRun(Block(s), num_layers, 0, f"{row.body}.encoder.layer")],
+        runs=[BlockRun(Block(SelfAttention(s), s), num_layers, 0, f"{row.body}.encoder.layer")],
         enter=enter,
         leave=lambda t, x: x,
         head=decoder,

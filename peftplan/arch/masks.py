@@ -12,14 +12,24 @@ from peftplan.specs.modules import Ops
 from peftplan.specs.tensors import Tensor
 
 
-def attention_mask(t: Ops, batch: int, length: int, dtype: DType, window: int | None = None) -> Tensor | None:
-    """The mask of layers that see everything before (`window` None) or so many keys; None where none is made."""
+def attention_mask(
+    t: Ops, batch: int, length: int, dtype: DType, window: int | None = None, always: bool = False
+) -> Tensor | None:
+    """The mask of layers that see everything before (`window` None) or so many keys; None where none is made.
+
+    `always`: the family asks for one where the kernel's causal flag would do.
+    """
     if t.attention == "eager":
-        allowed = _allowed(t, batch, length, window is not None)
-        return t.new(allowed.shape, allowed.numel, dtype, "where")  # type: ignore[no-any-return]
-    if t.attention == "sdpa" and window is not None and length >= window:
-        return _allowed(t, batch, length, windowed=True)
+        return numbers_mask(t, batch, length, dtype, window is not None)
+    if t.attention == "sdpa" and (always or (window is not None and length >= window)):
+        return _allowed(t, batch, length, windowed=window is not None)
     return None
+
+
+def numbers_mask(t: Ops, batch: int, length: int, dtype: DType, windowed: bool = False) -> Tensor:
+    """Zeros and very negative numbers to add to scores, as attention written out takes them."""
+    allowed = _allowed(t, batch, length, windowed)
+    return t.new(allowed.shape, allowed.numel, dtype, "where")  # type: ignore[no-any-return]
 
 
 def _allowed(t: Ops, batch: int, length: int, windowed: bool) -> Tensor:

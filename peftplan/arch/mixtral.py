@@ -7,7 +7,7 @@ from functools import partial
 from peftplan.arch.config import Config, activation, alias, head_dim
 from peftplan.arch.llama_like import DecoderStem
 from peftplan.arch.masks import attention_mask
-from peftplan.arch.moe import Experts, Router, inactive_weights, router_notes, top_k_of
+from peftplan.arch.moe import MIXTRAL_LINEARS, Experts, Router, inactive_weights, router_notes, top_k_of
 from peftplan.arch.sparse_decoder import Block, MaskedAttention, decoder
 from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
@@ -60,6 +60,7 @@ def build(c: Config) -> ModelSpec:
         default_length=131072,
         mlp_targets=("w1", "w2", "w3"),
         inactive_params=num_layers * inactive_weights(experts, top_k),
+        former_linears=MIXTRAL_LINEARS,
     )
     spec.notes += router_notes(c)
     return spec

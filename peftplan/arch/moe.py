@@ -12,6 +12,16 @@ from peftplan.specs.formats import BF16, FP32, INT32
 from peftplan.specs.modules import BareWeights, Ops
 from peftplan.specs.tensors import Parameter, Tensor
 
+# Linears of transformers 4 -> the parameter that holds their weights in 5: what peft 0.21 converts targets by
+# (utils/transformers_weight_conversion.py). It knows Mixtral and the kinds loaded like Qwen2-MoE, not that one.
+MIXTRAL_LINEARS = {"gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
+QWEN_LINEARS = {
+    "gate": "gate.weight",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+    "down_proj": "down_proj",
+}
+
 # what a router hands on: logits, weights of the chosen experts, which they are
 Routing = tuple[Tensor, Tensor, Tensor]
 

@@ -13,7 +13,7 @@ from peftplan.arch.config import Config, activation, alias, head_dim
 from peftplan.arch.llama_like import DecoderStem, GatedMLP
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.mixtral import SparseMLP, single_mask
-from peftplan.arch.moe import Experts, Router, inactive_weights, router_notes, top_k_of
+from peftplan.arch.moe import QWEN_LINEARS, Experts, Router, inactive_weights, router_notes, top_k_of
 from peftplan.arch.sparse_decoder import Block, Masks, MaskedAttention, decoder
 from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
@@ -135,6 +135,7 @@ def build(c: Config) -> ModelSpec:
         model=DecoderStem(c.size("vocab_size", 151936), hidden, dim),
         default_length=32768,
         inactive_params=sum(sparse_layers) * inactive_weights(experts, top_k),
+        former_linears=None if second else QWEN_LINEARS,
     )
     spec.notes += router_notes(c)
     return spec

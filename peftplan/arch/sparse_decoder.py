@@ -126,7 +126,8 @@ def decoder(
     default_length: int,
     attention_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj"),
     mlp_targets: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj"),
-    inactive_params: int = 0,
+    inactive_params: int,
+    former_linears: dict[str, str] | None,
 ) -> ModelSpec:
     """A decoder with these blocks, one entry a layer; layers of a kind share one module."""
     vocab, hidden = model.embed_tokens.weight.shape
@@ -158,4 +159,5 @@ def decoder(
         attention_targets=attention_targets,
         mlp_targets=mlp_targets,
         inactive_params=inactive_params,
+        former_linears=former_linears or {},
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from peftplan.errors import EXIT_BAD_INPUT, PeftplanError
 
@@ -77,7 +78,5 @@ def one_line(text: str) -> str:
 
 def _drop_stdout() -> None:
     """Nothing more can be written: what is still buffered must not fail again when Python ends."""
-    try:
+    with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        pass

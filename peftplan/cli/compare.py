@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peftplan.cli.options import given_fields, method_names, model_names, request_from, request_options, validated
+from peftplan.cli.options import (
+    given_fields,
+    method_names,
+    model_names,
+    request_from,
+    request_options,
+    validated,
+)
 from peftplan.cli.output import chosen_form, emit, output_options, write_schema
 from peftplan.cli.spec import Argument, Command, Option
 from peftplan.errors import BadInput, NotFound
@@ -40,7 +47,7 @@ def _requests(given: dict[str, Any]) -> list[Request]:
     names = given["model"]
     if len(names) > 1:
         if "methods" in given:
-            raise BadInput("--methods sets the columns of one MODEL; saved requests each have their own method")
+            raise BadInput("--methods sets the columns of one MODEL; a saved request has its own method")
         return [_saved(name, given_fields({**given, "model": None})) for name in names]
     methods = [m.strip() for m in given.get("methods", DEFAULT_METHODS).split(",") if m.strip()]
     if not methods:

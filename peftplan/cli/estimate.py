@@ -23,7 +23,7 @@ def run(given: dict[str, Any]) -> int:
     form = chosen_form(given)
     request = request_from(given)
     if given.get("check") and request.gpu is None:
-        raise BadInput("--check asks whether the run fits, and no GPU is named; add --gpu (see `peftplan gpus`)")
+        raise BadInput("--check asks whether the run fits a GPU; name one with --gpu (see `peftplan gpus`)")
     from peftplan.planner import estimate
 
     report = estimate(request)
@@ -97,5 +97,5 @@ COMMAND = Command(
         switch("explain", "say how every figure comes about"),
         switch("check", "exit with 0 if it fits the GPU, 1 if not, 3 if the interval straddles the limit"),
     ),
-    "The JSON is that of a report: request, model, method, memory, gpu, time, cost, recipes, versions, notes.",
+    "The JSON holds request, model, method, memory, gpu, time, cost, recipes, versions and notes.",
 )

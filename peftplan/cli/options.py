@@ -45,7 +45,7 @@ def request_from(given: Mapping[str, Any], fields: Mapping[str, Any] | None = No
 
 
 def validated(fields: Mapping[str, Any], where: str = "", typed: Mapping[str, Any] | None = None) -> Request:
-    """A request of these fields; the first that is refused is named, as it was typed, with what is allowed."""
+    """A request of these fields; one that is refused is named, as it was typed, with what is allowed."""
     try:
         return Request(**fields)
     except ValidationError as error:
@@ -175,7 +175,7 @@ def _same(word: str) -> str:
 def _not_allowed(label: str, value: Any, field: FieldInfo) -> BadInput:
     shown = str(value) if isinstance(value, str) else repr(value)
     shown = shown if len(shown) <= _LONGEST_NUMBER else shown[:_LONGEST_NUMBER] + "..."
-    kind, choices = _kind(field)
+    _, choices = _kind(field)
     hint = ""
     if choices and isinstance(value, str):
         from difflib import get_close_matches

@@ -60,7 +60,9 @@ def emit(
         from peftplan.render.screen import draw
 
         console = Console(markup=False, highlight=False, emoji=False, width=_forced_width())
-        draw(blocks(), console)
+        with console.capture() as drawn:  # written below, so that a closed pipe ends as it does elsewhere
+            draw(blocks(), console)
+        sys.stdout.write(drawn.get())
 
 
 def write_json(text: str) -> None:

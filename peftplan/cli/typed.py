@@ -66,7 +66,9 @@ def root() -> Any:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    def start(version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True)) -> None:
+    version_option = typer.Option(False, "--version", help="Print the version.", is_eager=True)
+
+    def start(version: bool = version_option) -> None:
         if version:
             print(peftplan.__version__)
             raise typer.Exit

@@ -60,11 +60,13 @@ class AttentionOps(EfficientOps):
         dropout: float = 0.0,
         causal: bool = True,
         by_heads: bool = False,
+        repeats: bool = True,
     ) -> Tensor:
         """Attention over [batch, heads, length, dim] tensors; the result is laid out [batch, length, heads, dim].
 
         `by_heads` says that the queries lie head by head, not token by token: the flash kernel lays its
-        result out as they are, and the caller's transpose then has to copy.
+        result out as they are, and the caller's transpose then has to copy. `repeats` (enable_gqa): heads of
+        keys and values are repeated where there are fewer of them; else one head is seen by all.
         """
         outer = self.autocast
         if outer is not None:  # casts its arguments, and runs what is inside without autocast
@@ -79,7 +81,7 @@ class AttentionOps(EfficientOps):
         if kernel == "efficient":
             return self.efficient_attention(q, k, v, mask)
         self.autocast = None
-        out = self._math(q, k, v, mask, causal, dropout, by_heads)
+        out = self._math(q, k, v, mask, causal, dropout, by_heads, repeats)
         self.autocast = outer
         return self.contiguous(out)  # it is laid out by heads
 
@@ -149,6 +151,7 @@ class AttentionOps(EfficientOps):
         causal: bool,
         dropout: float,
         by_heads: bool,
+        repeats: bool,
     ) -> Tensor:
         """The plain form in fp32: scaled queries times scaled keys, safe softmax, times values."""
         batch, heads, length, _ = q.shape
@@ -157,7 +160,10 @@ class AttentionOps(EfficientOps):
         scaled = self.mul_scalar(high_q)
         if mask is None and causal:
             mask = self._lower_triangle(length, kv_length, scaled)
-        keys, values = self.repeat_heads(high_k, heads), self.repeat_heads(high_v, heads)
+        keys, values = high_k, high_v
+        if grouped and repeats:
+            keys = self.expand_copy(high_k, (batch, heads, *k.shape[2:]))
+            values = self.expand_copy(high_v, (batch, heads, *v.shape[2:]))
         shape = (batch, heads, length, kv_length)
         # the mask is added in place
         copied = (not by_heads, not by_heads and not grouped)
@@ -188,10 +194,11 @@ class AttentionOps(EfficientOps):
         return self.additive_mask(lower, like)
 
     def repeat_heads(self, x: Tensor, heads: int) -> Tensor:
-        """repeat_kv: every key or value head copied for each query head of its group."""
+        """repeat_kv: every key or value head copied for each query head of its group; one head is not copied."""
         if x.shape[1] == heads:
             return x
-        return self.expand_copy(x, (x.shape[0], heads, *x.shape[2:]))
+        shape = (x.shape[0], heads, *x.shape[2:])
+        return self.expand(x, shape) if x.shape[1] == 1 else self.expand_copy(x, shape)
 
 
 def _cut(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from peftplan.memory.tape import Engine
-from peftplan.specs.formats import BOOL, FP16, FP32, DType, promote
+from peftplan.specs.formats import BOOL, FP16, FP32, INT64, DType, promote
 from peftplan.specs.tensors import Parameter, Tensor
 
 Grads = Sequence[Tensor | None]
@@ -86,6 +86,11 @@ def _pass_views(t: Any, g: Tensor, saved: Any, shapes: Any) -> Grads:
 def _slice_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     shape, numel = context
     return (t.new(shape, numel, g.dtype, "slice_backward"),)
+
+
+def _index_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    shape, numel = context
+    return (t.new(shape, numel, g.dtype, "new_zeros"),)  # the gradient is put into it in place
 
 
 def _split_backward(t: Any, grads: Any, saved: Any, context: Any) -> Grads:
@@ -165,6 +170,12 @@ class ElementwiseOps(Engine):
         node = self.link("SliceBackward0", _slice_backward, (), (x.edge,), (x.shape, x.numel))
         return self.attach(Tensor(shape, prod(shape), x.dtype, x.storage, None), node)
 
+    def pick(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """x[..., [i], ...], indexed by a list: a copy; saves the index, its gradient is a tensor of the full size."""
+        index = self.new((1,), 1, INT64, "index")
+        node = self.link("IndexBackward0", _index_backward, (index,), (x.edge,), (x.shape, x.numel))
+        return self.attach(self.new(shape, prod(shape), x.dtype, "index"), node)
+
     def split(self, x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """`split`, `chunk` or `unbind`: views whose gradients are joined into one tensor."""
         parts = [Tensor(s, prod(s), x.dtype, x.storage, None) for s in shapes]
@@ -187,6 +198,11 @@ class ElementwiseOps(Engine):
         return self.attach(self.like(x, op), node)
 
     clone = contiguous
+
+    def relaid(self, x: Tensor) -> Tensor:
+        """A contiguous copy of transposed dimensions that were split off one: the gradient is copied back too."""
+        node = self.link("CloneBackward0", _unary_backward, (), (x.edge,), "clone")
+        return self.attach(self.like(x, "clone"), node)
 
     def expand_copy(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """expand followed by a copying reshape (repeat_kv): the gradient is summed back."""
@@ -249,6 +265,16 @@ class ElementwiseOps(Engine):
         """x times (or divided by) a Python number; saves nothing."""
         node = self.link("MulBackward0", _scaled, (), (x.edge,))
         return self.attach(self.like(x, op), node)
+
+    def add_in_place(self, a: Tensor, b: Tensor) -> Tensor:
+        """a += b; saves nothing and allocates nothing."""
+        node = self.link("AddBackward0", _add_backward, (), (a.edge, b.edge))
+        return self.attach(Tensor(a.shape, a.numel, a.dtype, a.storage, None), node)
+
+    def scale_in_place(self, x: Tensor) -> Tensor:
+        """x *= (or /=) a Python number; saves nothing and allocates nothing."""
+        node = self.link("MulBackward0", _scaled, (), (x.edge,))
+        return self.attach(Tensor(x.shape, x.numel, x.dtype, x.storage, None), node)
 
     def neg(self, x: Tensor) -> Tensor:
         """-x; saves nothing."""
@@ -385,13 +411,15 @@ class ElementwiseOps(Engine):
             self.save(node, (mean, rstd))
         return self.attach(out, node)
 
-    def embedding(self, ids: Tensor, weight: Tensor) -> Tensor:
-        """Rows of a table; saves the ids, and its gradient is a whole table."""
+    def embedding(self, ids: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Rows of a table, perhaps times a number in a buffer; saves the ids, and its gradient is a whole table."""
         node = self.link(
             "EmbeddingBackward0", _embedding_backward, (ids,), (weight.edge,), (weight.shape, weight.numel)
         )
         shape = (*ids.shape, weight.shape[1])
         out = self.attach(self.new(shape, prod(shape), weight.dtype, "embedding"), node)
+        if scale is not None:
+            out = self.mul(out, self.to(scale, weight.dtype))
         if ids is self.leaf_ids and node is None and self.grad_enabled:
             self.ask_gradient(out)
         return out

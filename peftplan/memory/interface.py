@@ -33,6 +33,14 @@ class InterfaceOps(AttentionOps):
         self.load_dtype: DType | None = None
         # attention weights that the running block holds in a local variable until it returns
         self.block_weights: list[Tensor] = []
+        # those of the last block, where blocks return them: the model's forward holds what a block returned
+        # until the next one has
+        self.handed_back: list[Tensor] = []
+
+    def hand_back(self) -> None:
+        """The block returns its attention weights beside its hidden states."""
+        if self.recording is None:
+            self.handed_back = self.block_weights[:]
 
     def attend(
         self,
@@ -70,7 +78,7 @@ class InterfaceOps(AttentionOps):
         softcap: bool,
     ) -> Tensor:
         """Scores, perhaps capped, plus the mask; softmax in fp32, weights back in the queries' type."""
-        heads, grouped = q.shape[1], k.shape[1] != q.shape[1]
+        heads, grouped = q.shape[1], 1 < k.shape[1] < q.shape[1]
         keys, values = self.repeat_heads(k, heads), self.repeat_heads(v, heads)
         shape = (q.shape[0], heads, q.shape[2], k.shape[2])
         copied = (not by_heads, not by_heads and not grouped)

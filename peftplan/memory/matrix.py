@@ -25,7 +25,7 @@ def _linear_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     x, weight, _ = saved
     x_shape, x_numel, weight_shape, weight_numel, has_bias = context
     grad_x = t.new(x_shape, x_numel, g.dtype, "mm") if weight is not None else None
-    grad_w = t.new(weight_shape, weight_numel, g.dtype, "mm") if x is not None else None
+    grad_w = t.new(weight_shape, weight_numel, g.dtype, "mm.t") if x is not None else None
     return (grad_x, grad_w, g if has_bias else None)
 
 
@@ -45,7 +45,7 @@ def _linear_4bit_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     dense = t.dequantize_4bit(weight)
     if dense.dtype is not g.dtype:
         dense = t.cast(dense, g.dtype)
-    return (t.new(x_shape, x_numel, g.dtype, "mm"), grad_bias)
+    return (t.new(x_shape, x_numel, g.dtype, "matmul"), grad_bias)
 
 
 def _linear_8bit_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
@@ -96,9 +96,11 @@ class MatrixOps(ElementwiseOps):
         """
         if self.autocast is not None:
             a, b = self.autocast_to(a, self.autocast), self.autocast_to(b, self.autocast)
+        if len(shape) == 4 and b.shape[1] != shape[1]:
+            b = self.spread(b, shape[1])
         if shape[0] > 1:
-            a = self.contiguous(a) if copied[0] else a
-            b = self.contiguous(b) if copied[1] else b
+            a = self.relaid(a) if copied[0] else a
+            b = self.relaid(b) if copied[1] else b
         node = self.link(
             "BmmBackward0",
             _bmm_backward,
@@ -107,6 +109,11 @@ class MatrixOps(ElementwiseOps):
             (a.shape, a.numel, b.shape, b.numel),
         )
         return self.attach(self.new(shape, prod(shape), a.dtype, "bmm"), node)
+
+    def spread(self, x: Tensor, heads: int) -> Tensor:
+        """One head that a product hands to all: a copy for each where there are several sequences, else a view."""
+        shape = (x.shape[0], heads, *x.shape[2:])
+        return self.expand_copy(x, shape) if shape[0] > 1 else self.expand(x, shape)
 
     # ---- bitsandbytes
     def dequantize_4bit(self, weight: Parameter) -> Tensor:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from peftplan.memory.convolution import ConvolutionOps
 from peftplan.memory.fused_loss import FusedLossOps
 from peftplan.memory.interface import InterfaceOps
+from peftplan.memory.latent import LatentOps
 from peftplan.memory.routing import RoutingOps
 from peftplan.specs.modules import Module
 from peftplan.specs.tensors import Tensor
 
 
-class Player(InterfaceOps, RoutingOps, FusedLossOps):
+class Player(InterfaceOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps):
     """Reads a forward program as memory: see `tape.Engine` for what it records."""
 
     def __init__(self, accumulating: bool = False) -> None:
@@ -43,6 +45,7 @@ class Player(InterfaceOps, RoutingOps, FusedLossOps):
     def release_kept(self) -> bool:
         """The model's own forward returns; whether anything died that a block left there."""
         kept = self.kept
+        self.handed_back.clear()
         while kept:
             level, requested = self.level_bytes, self.requested_bytes
             layer = kept.pop()[0]

@@ -88,9 +88,9 @@ class RoutingOps(ElementwiseOps):
         return self.attach(values, node), indices
 
     def gather(self, x: Tensor, indices: Tensor) -> Tensor:
-        """x's entries at `indices` along the last dimension; saves the indices."""
+        """x's entries at `indices` along the last dimension; saves x and the indices."""
         node = self.link(
-            "GatherBackward0", _zeros_of_input, (indices,), (x.edge,), (x.shape, x.numel, x.dtype)
+            "GatherBackward0", _zeros_of_input, (x, indices), (x.edge,), (x.shape, x.numel, x.dtype)
         )
         return self.attach(self.new(indices.shape, indices.numel, x.dtype, "gather"), node)
 
@@ -104,6 +104,11 @@ class RoutingOps(ElementwiseOps):
         """x with a number where the mask is set; saves the mask."""
         node = self.link("MaskedFillBackward0", _masked_fill_backward, (mask,), (x.edge,))
         return self.attach(self.like(x, "masked_fill"), node)
+
+    def masked_fill_(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The same in place; saves the mask."""
+        node = self.link("MaskedFillBackward0", _masked_fill_backward, (mask,), (x.edge,))
+        return self._in_place(x, node)
 
     # ---- arithmetic
     def sum_last(self, x: Tensor) -> Tensor:

@@ -183,8 +183,10 @@ def _play_run(
         del out, forward
         left -= 1
         # The next ones are like this one, unless gradients only begin here, or what came in is the
-        # embeddings, which outlive this block where a checkpoint would keep them anyway.
-        if had_grad == (x.edge is not None) and (step.checkpointing or len(plays) > 1):
+        # embeddings, which outlive this block where a checkpoint would keep them anyway, or no block
+        # before it had returned its attention weights.
+        held_before = (step.checkpointing and not t.handed_back) or len(plays) > 1
+        if had_grad == (x.edge is not None) and held_before:
             standing[key] = len(plays) - 1
     return x
 

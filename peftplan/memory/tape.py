@@ -390,6 +390,8 @@ class Engine:
         self.module, self.layer = node.module, node.layer
         saved: Any = node.saved if node.frame is None else self._unpack(node)
         results = list(node.fn(self, grad, saved, node.context))
+        if node.frame is not None:
+            saved = None  # what was recomputed dies with the formula's locals, before gradients are cast
         edges = node.edges
         for i, edge in enumerate(edges):
             if edge is None or results[i] is None:
@@ -428,20 +430,22 @@ class Engine:
             del grad
 
     def _add_grads(self, held: Tensor, grad: Tensor) -> Tensor:
-        """Sum two gradients that meet: in place where the engine owns the first, else into a new one."""
+        """Sum two gradients that meet: in place where the engine owns the first, else into a new one.
+
+        A linear's gradients are views of what its product made, and the engine does not own a view.
+        """
         # this function's argument, the caller's name and the call of getrefcount itself
-        if getrefcount(held) <= 3 and getrefcount(held.storage) <= 2:
+        if getrefcount(held) <= 3 and getrefcount(held.storage) <= 2 and not _viewed(held):
             return held
         return self.new(held.shape, held.numel, held.dtype, "gradient sum")
 
     def _accumulate(self, parameter: Parameter, grad: Tensor, node_layer: int) -> None:
         key = id(parameter), node_layer
         if key[0] in self.shared:
-            # A shared weight's gradients are summed before its accumulation node runs: in place, but not
-            # into a product, of which the engine holds a transposed view.
+            # a shared weight's gradients are summed before its accumulation node runs
             held = self.pending.pop(key, None)
             if held is not None:
-                own = held.storage.record.op != "mm" and getrefcount(held.storage) <= 2
+                own = getrefcount(held.storage) <= 2 and not _viewed(held)
                 grad = held if own else self.like(held, "gradient sum")
                 del held
             self.uses[key] -= 1
@@ -462,3 +466,9 @@ class Engine:
 
     def cast(self, x: Tensor, dtype: DType) -> Tensor:
         raise NotImplementedError
+
+
+def _viewed(grad: Tensor) -> bool:
+    """Whether a gradient is a linear's: its weight's, transposed, or its input's, folded to two dimensions and back."""
+    record = grad.storage.record
+    return record.op == "mm.t" or (record.op == "mm" and len(record.shape) > 2)

@@ -9,6 +9,7 @@ from copy import deepcopy
 
 from peftplan.errors import BadInput
 from peftplan.methods.base import prepare_for_kbit, quantize_base, set_base_dtype
+from peftplan.methods.expert_targets import convert, wrap_parameters
 from peftplan.methods.quantize import Linear4bit
 from peftplan.methods.targets import matched
 from peftplan.specs.formats import BF16, FP32, DType
@@ -37,8 +38,9 @@ class LoraLinear(Module):
 
     def delta(self, t: Ops, x: Tensor) -> Tensor:
         """What the adapter adds, scaled."""
-        inner = t.call("lora_A", self.lora_A, t.dropout(x, self.dropout))
-        return t.mul_scalar(t.call("lora_B", self.lora_B, inner))  # type: ignore[no-any-return]
+        return t.mul_scalar(  # type: ignore[no-any-return]
+            t.call("lora_B", self.lora_B, t.call("lora_A", self.lora_A, t.dropout(x, self.dropout)))
+        )
 
 
 class LoraLinear4bit(LoraLinear):
@@ -128,7 +130,10 @@ def apply(model: ModelSpec, method: MethodSpec) -> None:
 def _wrap_targets(model: ModelSpec, method: MethodSpec) -> None:
     rank, dtype = method.rank, method.adapter_dtype
     widest = 0
-    for owner, name, module in matched(model, method.targets):
+    targets, parameters = convert(model, method.targets)
+    found = matched(model, targets, required=not parameters)
+    wrap_parameters(model, parameters, method)
+    for owner, name, module in found:
         if any(part in method.modules_to_save for part in name.split(".")):
             continue  # a module that is saved whole gets no adapter
         if isinstance(module, Linear4bit):

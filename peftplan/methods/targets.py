@@ -26,24 +26,39 @@ def matcher(model: ModelSpec, targets: str | tuple[str, ...]) -> tuple[Matches, 
             return (
                 lambda name, m: isinstance(m, Linear) and m is not head and not _ends(name, excluded)
             ), False
-        if word == "attention":
-            return _by_suffix(model.attention_targets), False
-        if word == "mlp":
-            return _by_suffix(model.mlp_targets), False
-        if _PLAIN_NAMES.fullmatch(targets):
-            targets = tuple(part.strip() for part in targets.split(",") if part.strip())
-        else:
-            try:
-                pattern = re.compile(targets)
-            except re.error as error:
-                raise BadInput(
-                    f"--targets {targets!r} is no valid regular expression ({error}); "
-                    "give module names with commas, all-linear, attention, mlp, or a regex"
-                ) from None
+        names = plain_names(model, targets)
+        if names is None:
+            pattern = target_pattern(targets)
             return lambda name, m: pattern.fullmatch(name) is not None, True
+        if word in ("attention", "mlp"):
+            return _by_suffix(names), False
+        targets = names
     if not targets:
         raise BadInput("--targets is empty; give module names, all-linear, attention or mlp")
     return _by_suffix(targets), any(ch.isdigit() for name in targets for ch in name)
+
+
+def plain_names(model: ModelSpec, targets: str) -> tuple[str, ...] | None:
+    """The names that a specification other than all-linear lists; None where it is a pattern."""
+    word = targets.strip().lower()
+    if word == "attention":
+        return model.attention_targets
+    if word == "mlp":
+        return model.mlp_targets
+    if _PLAIN_NAMES.fullmatch(targets):
+        return tuple(part.strip() for part in targets.split(",") if part.strip())
+    return None
+
+
+def target_pattern(targets: str) -> re.Pattern[str]:
+    """A specification as a regular expression of full module names."""
+    try:
+        return re.compile(targets)
+    except re.error as error:
+        raise BadInput(
+            f"--targets {targets!r} is no valid regular expression ({error}); "
+            "give module names with commas, all-linear, attention, mlp, or a regex"
+        ) from None
 
 
 def _ends(name: str, suffixes: tuple[str, ...]) -> bool:
@@ -89,8 +104,12 @@ def _part(run: BlockRun, start: int, stop: int) -> BlockRun:
     return BlockRun(run.block, stop - start, run.first_index + start, run.path, run.apart, before)
 
 
-def matched(model: ModelSpec, targets: str | tuple[str, ...]) -> list[tuple[Module, str, Module]]:
-    """(owner, path below it, module) of every module that the specification names; none is an error."""
+def matched(
+    model: ModelSpec, targets: str | tuple[str, ...], required: bool = True
+) -> list[tuple[Module, str, Module]]:
+    """(owner, path below it, module) of every module that the specification names; none is an error if required."""
+    if not targets and not required:
+        return []
     test, per_layer = matcher(model, targets)
     split_runs(model, test, per_layer)
     found = []
@@ -99,7 +118,7 @@ def matched(model: ModelSpec, targets: str | tuple[str, ...]) -> list[tuple[Modu
             if name and test(f"{prefix}.{name}" if prefix else name, module):
                 found.append((owner, name, module))
     shown = targets if isinstance(targets, str) else ",".join(targets)
-    if not found:
+    if not found and required:
         raise BadInput(
             f"--targets {shown} names no module of {model.family}; its linears are "
             f"{', '.join(linear_names(model))}"

@@ -1,1 +1,1 @@
-"""Reports for people: an answer becomes blocks, and blocks become a rich screen, plain text, Markdown or CSV."""
+"""Reports for people: an answer becomes blocks, and these a rich screen, plain text, Markdown or CSV."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One horizontal bar divided into parts. `end` is what its full length stands for, `mark` a limit on it."""
+    """One horizontal bar divided into parts: `end` is what its length stands for, `mark` a limit on it."""
 
     title: str
     parts: tuple[Part, ...]
@@ -92,7 +93,7 @@ def cell_widths(parts: tuple[Part, ...], end: int, width: int) -> list[int]:
     for part in parts:
         total += part.num_bytes
         edges.append(round(width * total / end) if end else 0)
-    return [after - before for before, after in zip(edges, edges[1:])]
+    return [after - before for before, after in pairwise(edges)]
 
 
 def cut_to_width(table: Table, width: int, gap: int = 2) -> list[Table]:

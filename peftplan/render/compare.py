@@ -13,7 +13,7 @@ LEAST, MOST = "<", ">"
 
 
 def compare_blocks(comparison: Comparison) -> Iterator[Block]:
-    """Columns side by side: the terms that sum to each peak, then the other figures, then differing fields."""
+    """Columns side by side: the terms that sum to each peak, other figures, and fields that differ."""
     columns = comparison.columns
     names = column_names(columns)
     yield Text(_title(columns), "title")
@@ -70,8 +70,12 @@ def _figures(columns: Sequence[Report]) -> Iterator[tuple[str, ...]]:
     yield "evaluation", *_marked([c.memory.evaluation_peak_bytes for c in columns], format_bytes)
     yield "trained", *_marked([c.method.num_trainable_params for c in columns], format_count)
     yield "share trained", *(percent(c.method.trainable_frac) for c in columns)
-    yield "adapter file", *(
-        format_bytes(size) if size else "-" for size in (c.method.adapter_checkpoint_bytes for c in columns)
+    yield (
+        "adapter file",
+        *(
+            format_bytes(size) if size else "-"
+            for size in (c.method.adapter_checkpoint_bytes for c in columns)
+        ),
     )
     if any(c.gpu is not None for c in columns):
         yield "fits", *(_fits(c) for c in columns)

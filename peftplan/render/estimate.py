@@ -165,9 +165,8 @@ def change_blocks(changes: Sequence[Change]) -> Iterator[Block]:
     if not changes:
         yield Text("No single change of the usual kind lowers this run's peak; choose a larger GPU.", "warn")
         return
-    title = "Each of these alone makes it fit" if enough else "No single change is enough; the largest savings"
     yield Table(
-        title,
+        "Each of these alone makes it fit" if enough else "No single change is enough; the largest savings",
         (Column("change"), Column("saves", right=True)),
         tuple((change.change, format_bytes(change.saves_bytes)) for change in (enough or changes[:5])),
     )

@@ -16,10 +16,15 @@ from peftplan.units import GB, format_bytes, format_count
 
 # How an answer is reached whatever the request: said once, where people look for it.
 CONVENTIONS = (
-    "A plain training loop over the versions named in the answer: labels given to the model, outputs dropped "
-    "before backward, gradients set to None after each step, no clipping, unpadded batch, second and later steps.",
-    "Three totals are never mixed: allocated is the sum of live tensors after rounding, reserved what the "
-    "allocator holds for them in segments, device what the process takes on the card.",
+    (
+        "A plain training loop over the versions named in the answer: labels given to the model, outputs "
+        "dropped before backward, gradients set to None after each step, no clipping, unpadded batch, second "
+        "and later steps."
+    ),
+    (
+        "Three totals are never mixed: allocated is the sum of live tensors after rounding, reserved what "
+        "the allocator holds for them in segments, device what the process takes on the card."
+    ),
     "The peak is the most that is alive at one moment, not a sum of everything that is ever alive.",
 )
 QUANT_CONVENTION = (

@@ -16,7 +16,9 @@ def _lines(block: Block) -> list[str]:
     match block:
         case Text():
             text = _escaped(block.text)
-            return [f"## {text}" if block.tone == "title" else f"**{text}**" if block.tone != "plain" else text]
+            if block.tone == "title":
+                return [f"## {text}"]
+            return [text if block.tone == "plain" else f"**{text}**"]
         case Notes():
             return [f"### {_escaped(block.title)}", "", *(f"- {_escaped(item)}" for item in block.items)]
         case Split():

@@ -35,7 +35,7 @@ def moment_label(name: str) -> str:
 
 
 def peak_owner(report: Report) -> tuple[str, int, str]:
-    """The largest part of the peak that is not resident: its name, bytes and largest single kind of tensor."""
+    """The largest part of the peak beside the training state: name, bytes, its largest kind of tensor."""
     parts = [n for n in report.memory.breakdown.children if n.name not in RESIDENT_PARTS]
     owner = max(parts, key=lambda node: node.bytes)
     largest = max(owner.children, key=lambda node: node.bytes, default=None)

@@ -50,6 +50,8 @@ class ModelSpec:
     attention_targets: tuple[str, ...]
     mlp_targets: tuple[str, ...]
     not_all_linear: tuple[str, ...] = ()  # linears that peft's all-linear skips in this family
+    # linears of transformers 4 -> the parameter that holds their weights now, where peft converts targets
+    former_linears: dict[str, str] = field(default_factory=dict)
     logits: Callable[[Ops, Tensor], Tensor] | None = None
     transform: Callable[[Ops, Tensor], Tensor] | None = None  # what the head does before its last linear
     attention_kinds: tuple[str, ...] = ("sdpa", "flash", "eager")  # what the real model supports

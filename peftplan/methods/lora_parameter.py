@@ -1,0 +1,71 @@
+"""LoRA on a bare parameter: peft 0.21's ParamWrapper, which routers and fused experts get.
+
+The adapted weight W + scale * B @ A is computed whole on every forward pass: a tensor of the parameter's
+size, which the product that uses it saves. Registering it (torch.nn.utils.parametrize) computes it once more
+and drops it. Source: peft 0.21 tuners/lora/layer.py, torch 2.13 nn/utils/parametrize.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from peftplan.specs.formats import DType
+from peftplan.specs.modules import BareWeights, Linear, Module, Ops
+from peftplan.specs.tensors import Parameter, Tensor
+
+Fold = Callable[[Ops], Tensor]
+
+
+class LoraParameter(Module):
+    """Wraps the module that owns a parameter; a second parameter of it is adapted by a wrapper around this one."""
+
+    def __init__(self, base: Module, name: str, rank: int, dtype: DType) -> None:
+        super().__init__()
+        owner = base
+        while isinstance(owner, LoraParameter):
+            owner = owner.base_layer
+        assert isinstance(owner, BareWeights)
+        self.base_layer = base
+        object.__setattr__(self, "owner", owner)  # no child of its own: it stands below base_layer
+        self.name, self.rank = name, rank
+        shape = owner.parameters[name].shape
+        self.num_experts = shape[0] if len(shape) == 3 else 1
+        self.out_features, self.in_features = shape[-2:]
+        self.lora_A = Linear(self.in_features, rank * self.num_experts, False, dtype)
+        self.lora_B = Linear(rank * self.num_experts, self.out_features, False, dtype)
+        self.lora_A.weight.role = self.lora_B.weight.role = "adapter"
+
+    def forward(self, t: Ops, x: Tensor, *args: Any) -> Any:  # type: ignore[override]
+        owner: BareWeights = self.owner  # type: ignore[attr-defined]
+        weight = owner.parameters[self.name]
+        fold = self._experts_fold(t, weight) if self.num_experts > 1 else self._matrix_fold(t, weight)
+        checked = fold(t)
+        del checked
+        computed: list[Tensor] = []
+
+        def once(t: Ops) -> Tensor:
+            if not computed:
+                computed.append(fold(t))
+            return computed[0]
+
+        owner.folds[self.name] = once
+        try:
+            return t.call("base_layer", self.base_layer, x, *args)
+        finally:
+            del owner.folds[self.name]
+
+    def _experts_fold(self, t: Ops, weight: Parameter) -> Fold:
+        """One batched product over the experts, added to the weight as it is computed."""
+        experts, rank = self.num_experts, self.rank
+        lhs = t.permuted(self.lora_B.weight, (experts, self.out_features, rank))
+        lhs = t.to(lhs, weight.dtype)
+        rhs = t.to(t.view(self.lora_A.weight, (experts, rank, self.in_features)), weight.dtype)
+        return lambda t: t.baddbmm(weight, lhs, rhs)  # type: ignore[no-any-return]
+
+    def _matrix_fold(self, t: Ops, weight: Parameter) -> Fold:
+        """The product on its own, scaled and brought to the weight's type, then a sum."""
+        shape = (self.out_features, self.in_features)
+        delta = t.mul_scalar(t.matmul(self.lora_B.weight, self.lora_A.weight, shape))
+        delta = t.to(delta, weight.dtype)
+        return lambda t: t.add(weight, delta)  # type: ignore[no-any-return]
