@@ -18,6 +18,7 @@ from peftplan.specs.model import ModelSpec
 FAMILIES: dict[str, str] = {
     "bert": "bert_like",
     "roberta": "bert_like",
+    "deberta-v2": "deberta",
     "llama": "llama_like",
     "mistral": "llama_like",
     "qwen2": "llama_like",

@@ -197,14 +197,14 @@ class Transform(Module):
         return t.call(self.norm, self.children[self.norm], x)  # type: ignore[no-any-return]
 
 
-def shape(c: Config) -> Shape:
-    """The sizes, with the defaults that BERT's relatives share."""
-    hidden, heads = c.size("hidden_size", 768), c.count("num_attention_heads", 12)
+def shape(c: Config, hidden: int = 768, heads: int = 12, inner: int = 3072) -> Shape:
+    """The sizes; what a config leaves out is BERT's unless said otherwise."""
+    hidden, heads = c.size("hidden_size", hidden), c.count("num_attention_heads", heads)
     c.divides("num_attention_heads", heads, "hidden_size", hidden)
     return Shape(
         hidden,
         heads,
-        c.size("intermediate_size", 3072),
+        c.size("intermediate_size", inner),
         activation(c, "hidden_act", "gelu"),
         c.probability("hidden_dropout_prob", 0.1),
         c.probability("attention_probs_dropout_prob", 0.1),

@@ -7,10 +7,11 @@ attention alone for it, and keeps every block's output until the encoder's calle
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from peftplan.arch.bert_like import Block, Shape, Transform, masked_head, shape, targets_of
 from peftplan.arch.config import Config, activation
-from peftplan.arch.relative_positions import bucketed_positions
+from peftplan.arch.relative_positions import distances_between
 from peftplan.specs.formats import BOOL, INT64
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
@@ -118,13 +119,16 @@ class SelfAttention(Module):
         if own and r.position_to_content:
             self.add("pos_query_proj", Linear(s.hidden, width, True))
 
-    def by_head(self, t: Ops, name: str, x: Tensor) -> Tensor:
-        """A projection of [batch, length, hidden], laid out head by head: [batch * heads, length, dim]."""
+    def by_head(self, t: Ops, name: str, x: Tensor, turned: bool = False) -> Tensor:
+        """A projection of [batch, length, hidden], laid out head by head: [batch * heads, length, dim].
+
+        The gradient has to be laid out anew on its way back, unless it comes with its sides `turned`.
+        """
         batch, length, _ = x.shape
         out = t.call(name, self.children[name], x)
-        heads, dim = self.s.heads, self.r.head_dim
-        split = t.relaid(t.view(out, (batch, heads, length, dim)))
-        return t.view(split, (batch * heads, length, dim))  # type: ignore[no-any-return]
+        out = t.view(out, (batch, self.s.heads, length, self.r.head_dim))
+        out = t.contiguous(out) if turned else t.relaid(out)
+        return t.view(out, (batch * self.s.heads, length, self.r.head_dim))  # type: ignore[no-any-return]
 
     def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         s, dim = self.s, self.r.head_dim
@@ -177,14 +181,14 @@ class SelfAttention(Module):
         """A projection of the distances by head, repeated for every sequence; None where the model has none."""
         if name not in self.children:
             return None
-        heads = self.by_head(t, name, rows)
+        heads = self.by_head(t, name, rows, turned=copies == self.s.heads)
         return t.expand_copy(heads, (copies, *heads.shape[1:]))  # type: ignore[no-any-return]
 
 
 def clamped(t: Ops, distances: Tensor) -> Tensor:
     """Rows of the distance embeddings: shifted to start at 0, held within the span."""
-    shifted = t.like(distances, "add")
-    return t.like(shifted, "clamp")  # type: ignore[no-any-return]
+    distances = t.like(distances, "add")
+    return t.like(distances, "clamp")  # type: ignore[no-any-return]
 
 
 class KeptBlock(Block):
@@ -259,10 +263,10 @@ class Encoder(Module):
 
 def build(c: Config) -> ModelSpec:
     """DeBERTa v2 or v3, from its config."""
-    s = shape(c, hidden=1536, layers_heads=24, inner=6144)
+    s = shape(c, 1536, 24, 6144)
     r = relative(c, s)
     if r.head_dim * s.heads != s.hidden:
-        raise c.fail("attention_head_size", r.head_dim, f"hidden_size / num_attention_heads ({s.hidden // s.heads})")
+        raise c.fail("attention_head_size", r.head_dim, f"{s.hidden // s.heads}, the width over the heads")
     vocab, positions = c.size("vocab_size", 128100), c.size("max_position_embeddings", 512)
     width = c.size("embedding_size", s.hidden)
     embeddings = Embeddings(c, s, vocab, width, positions)
@@ -281,3 +285,70 @@ def build(c: Config) -> ModelSpec:
         if not r.span:
             return x, (mask, None, None, x)
         return x, (mask, distances_between(t, length, r.bucketed), encoder.distances(t), x)
+
+    def convolve(t: Ops, x: Tensor, given: Given) -> tuple[Tensor, Given]:
+        x = t.call("deberta.encoder.conv", encoder.children["conv"], given[3], x)
+        t.keep(x)
+        return x, given
+
+    num_layers = c.count("num_hidden_layers", 24)
+    spec = ModelSpec(
+        family="deberta-v2",
+        stem=stem,
+        runs=runs_of(s, r, num_layers, convolve if "conv" in encoder.children else None),
+        enter=enter,
+        leave=lambda t, x: x,
+        head=Linear(1, 1),
+        head_path="",
+        vocab_size=vocab,
+        max_seq_len=positions,
+        encoder=True,
+        attention_kinds=("eager",),
+        **targets_of(("query_proj", "key_proj", "value_proj", "pos_key_proj", "pos_query_proj"), num_layers),
+    )
+    (old_head if c.flag("legacy", True) else new_head)(c, s, spec, embeddings, width)
+    return spec
+
+
+def runs_of(s: Shape, r: Relative, num_layers: int, convolve: Any) -> list[BlockRun]:
+    """The blocks: the first by itself where a convolution follows it, the last since shared gradients begin there."""
+    path, block = "deberta.encoder.layer", KeptBlock(SelfAttention(s, r), s)
+    first = 1 if convolve else 0
+    runs = [BlockRun(Block(SelfAttention(s, r), s), 1, 0, path)] if convolve else []
+    rest = num_layers - first
+    runs.append(BlockRun(block, max(rest - 1, 1) if rest else 0, first, path, before=convolve))
+    if rest > 1:
+        runs.append(BlockRun(block, 1, num_layers - 1, path, apart=True))
+    return runs
+
+
+def old_head(c: Config, s: Shape, spec: ModelSpec, embeddings: Embeddings, width: int) -> None:
+    """BERT's head (`legacy`), its decoder tied to the words."""
+    tied = embeddings.word_embeddings.weight if c.flag("tie_word_embeddings", True) else None
+    spec.head, bias = masked_head(width, spec.vocab_size, tied)
+    transform = Transform(s.hidden, s.activation, "LayerNorm", width)
+    head, outer = Module(), Module()
+    head.bias = bias
+    head.add("transform", transform)
+    head.add("decoder", spec.head)
+    outer.add("predictions", head)
+    spec.stem.add("cls", outer)
+    spec.head_path = "cls.predictions.decoder"
+    spec.transform = lambda t, x: t.call("cls.predictions.transform", transform, x)
+
+
+def new_head(c: Config, s: Shape, spec: ModelSpec, embeddings: Embeddings, width: int) -> None:
+    """The head that multiplies by the word embeddings themselves; the library takes its linear for the output's."""
+    if width != s.hidden:
+        raise c.fail("embedding_size", width, f"hidden_size ({s.hidden}) where legacy is false")
+    transform, outer = Transform(s.hidden, s.activation, "LayerNorm"), Module()
+    bias = transform.bias = Parameter((spec.vocab_size,))
+    outer.add("lm_head", transform)
+    spec.stem.add("lm_predictions", outer)
+    spec.head, spec.head_path = transform.dense, "lm_predictions.lm_head.dense"
+
+    def logits(t: Ops, x: Tensor) -> Tensor:
+        x = t.call("lm_predictions.lm_head", transform, x)
+        return t.add(t.linear(x, embeddings.word_embeddings.weight), bias)  # type: ignore[no-any-return]
+
+    spec.logits = logits

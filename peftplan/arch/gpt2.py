@@ -8,10 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peftplan.arch.config import Config, activation, alias
+from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import position_ids
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Conv1D, Embedding, LayerNorm, Linear, Module, Ops
 from peftplan.specs.tensors import Tensor
+
+
+# mask, positions of the tokens
+Given = tuple[Tensor | None, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +40,32 @@ class Attention(Module):
         self.c_attn = Conv1D(s.hidden, 3 * s.hidden)
         self.c_proj = Conv1D(s.hidden, s.hidden)
 
-    def forward(self, t: Ops, x: Tensor) -> Tensor:
+    def forward(self, t: Ops, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         s = self.s
         batch, length, width = x.shape
         heads = (batch, s.heads, length, width // s.heads)
         q, k, v = t.split(t.call("c_attn", self.c_attn, x), [x.shape] * 3)
         q, k, v = t.view(q, heads), t.view(k, heads), t.view(v, heads)
-        out = t.view(t.attend(q, k, v, dropout=s.attn_dropout), x.shape)
+        if t.attention == "eager":
+            out = self.eager(t, q, k, v, mask)
+        else:
+            out = t.attend(q, k, v, mask, s.attn_dropout)
+        out = t.view(out, x.shape)
         out = t.call("c_proj", self.c_proj, out)
         return t.dropout(out, s.resid_dropout)  # type: ignore[no-any-return]
+
+
+    def eager(self, t: Ops, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Written out: no type is named for the softmax, its result is cast to the values' type."""
+        batch, heads, length, dim = q.shape
+        weights = t.mul_scalar(t.matmul(q, k, (batch, heads, length, length), copied=(True, True)))
+        weights = t.add(weights, mask)
+        weights = t.softmax(weights)
+        weights = t.to(weights, v.dtype)
+        weights = t.dropout(weights, self.s.attn_dropout)
+        t.block_weights.append(weights)
+        out = t.matmul(weights, v, (batch, heads, length, dim), copied=(False, True))
+        return t.relaid(out) if batch > 1 else t.contiguous(out)  # type: ignore[no-any-return]
 
 
 class MLP(Module):
@@ -72,10 +94,10 @@ class Block(Module):
         self.ln_2 = LayerNorm(s.hidden)
         self.mlp = MLP(s)
 
-    def forward(self, t: Ops, x: Tensor, given: object) -> Tensor:  # type: ignore[override]
+    def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         residual = x
         x = t.call("ln_1", self.ln_1, x)
-        attended = t.call("attn", self.attn, x)
+        attended = t.call("attn", self.attn, x, given[0])
         x = t.add(attended, residual)
         residual = x
         x = t.call("ln_2", self.ln_2, x)
@@ -123,12 +145,15 @@ def build(c: Config) -> ModelSpec:
     stem.add("transformer", model)
     stem.add("lm_head", head)
 
-    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
+        batch, length = ids.shape
         words = t.call("transformer.wte", model.wte, ids)
-        at = position_ids(t, ids.shape[1])
+        at = position_ids(t, length)
         places = t.call("transformer.wpe", model.wpe, at)
         t.keep(words, places)
-        return t.dropout(t.add(words, places), embed_dropout), at
+        x = t.add(words, places)
+        mask = attention_mask(t, batch, length, words.dtype)
+        return t.dropout(x, embed_dropout), (mask, at)
 
     def leave(t: Ops, x: Tensor) -> Tensor:
         return t.call("transformer.ln_f", model.ln_f, x)  # type: ignore[no-any-return]

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peftplan.arch.config import Config, activation
+from peftplan.arch.decoder_parts import Given
+from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import RotaryEmbedding, Table, position_ids, rotary_width, rotate, split_head
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
@@ -46,12 +48,12 @@ class Attention(Module):
         self.query_key_value = Linear(s.hidden, 3 * s.hidden, s.bias)
         self.dense = Linear(s.hidden, s.hidden, s.bias)
 
-    def forward(self, t: Ops, x: Tensor, given: Table) -> Tensor:  # type: ignore[override]
+    def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         batch, length, width = x.shape
         qkv = t.call("query_key_value", self.query_key_value, x)
         q, k, v = t.split(qkv, [(batch, self.heads, length, width // self.heads)] * 3)
-        q, k = rotate_parts(t, q, k, given)
-        out = t.view(t.attend(q, k, v, dropout=self.dropout, by_heads=True), x.shape)
+        q, k = rotate_parts(t, q, k, given.table)
+        out = t.view(t.attend(q, k, v, given.mask, self.dropout, by_heads=True), x.shape)
         out = t.call("dense", self.dense, out)
         return out  # type: ignore[no-any-return]
 
@@ -82,7 +84,7 @@ class Block(Module):
         self.attention = Attention(s)
         self.mlp = MLP(s)
 
-    def forward(self, t: Ops, x: Tensor, given: Table) -> Tensor:  # type: ignore[override]
+    def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         attended = t.call(
             "attention", self.attention, t.call("input_layernorm", self.input_layernorm, x), given
         )
@@ -138,12 +140,14 @@ def build(c: Config) -> ModelSpec:
     stem.add("gpt_neox", model)
     stem.add("lm_head", head)
 
-    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Table]:
+    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
+        batch, length = ids.shape
         words = t.call("gpt_neox.embed_in", model.embed_in, ids)
         t.keep(words)
-        positions = position_ids(t, ids.shape[1])
+        positions = position_ids(t, length)
+        mask = attention_mask(t, batch, length, words.dtype)
         x = t.dropout(words, s.dropout)
-        return x, (*model.rotary_emb.table(t, x, positions), positions)
+        return x, Given((*model.rotary_emb.table(t, x, positions), positions), mask)
 
     def leave(t: Ops, x: Tensor) -> Tensor:
         return t.call("gpt_neox.final_layer_norm", model.final_layer_norm, x)  # type: ignore[no-any-return]

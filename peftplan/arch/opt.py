@@ -8,12 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peftplan.arch.config import Config, activation
+from peftplan.arch.masks import attention_mask
 from peftplan.specs.formats import INT64
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
 from peftplan.specs.tensors import Tensor
 
 POSITION_OFFSET = 2  # rows of the position table that no position uses
+
+
+# mask, positions of the tokens
+Given = tuple[Tensor | None, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +52,13 @@ class Attention(Module):
         self.q_proj = Linear(s.hidden, s.hidden, s.bias)
         self.out_proj = Linear(s.hidden, s.hidden, s.bias)
 
-    def forward(self, t: Ops, x: Tensor) -> Tensor:
+    def forward(self, t: Ops, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         batch, length, width = x.shape
         heads = (batch, self.heads, length, width // self.heads)
         q = t.view(t.mul_scalar(t.call("q_proj", self.q_proj, x)), heads)
         k = t.view(t.call("k_proj", self.k_proj, x), heads)
         v = t.view(t.call("v_proj", self.v_proj, x), heads)
-        out = t.view(t.attend(q, k, v, dropout=self.dropout), x.shape)
+        out = t.view(t.attend(q, k, v, mask, self.dropout), x.shape)
         out = t.call("out_proj", self.out_proj, out)
         return out  # type: ignore[no-any-return]
 
@@ -70,12 +75,12 @@ class Block(Module):
         self.fc2 = Linear(s.inner, s.hidden, s.bias)
         self.final_layer_norm = s.norm()
 
-    def forward(self, t: Ops, x: Tensor, given: object) -> Tensor:  # type: ignore[override]
+    def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         s = self.s
         residual = x
         if s.norm_before:
             x = t.call("self_attn_layer_norm", self.self_attn_layer_norm, x)
-        x = t.call("self_attn", self.self_attn, x)
+        x = t.call("self_attn", self.self_attn, x, given[0])
         x = t.dropout(x, s.dropout)
         x = t.add(residual, x)
         if not s.norm_before:
@@ -148,16 +153,17 @@ def build(c: Config) -> ModelSpec:
     stem.add("model", model)
     stem.add("lm_head", head)
 
-    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
         words = t.call("model.decoder.embed_tokens", decoder.embed_tokens, ids)
         at = positions_of_mask(t, ids)
+        mask = attention_mask(t, *ids.shape, words.dtype)
         moved = t.new(at.shape, at.numel, INT64, "add")
         places = t.call("model.decoder.embed_positions", decoder.embed_positions, moved)
         del moved
         if decoder.narrow:
             words = t.call("model.decoder.project_in", decoder.project_in, words)
         t.keep(words, places)
-        return t.add(words, places), at
+        return t.add(words, places), (mask, at)
 
     def leave(t: Ops, x: Tensor) -> Tensor:
         if decoder.final_layer_norm is not None:

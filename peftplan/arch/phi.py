@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peftplan.arch.config import Config, activation, head_dim
-from peftplan.arch.rotary import RotaryEmbedding, Table, position_ids, rotary_width, rotate, split_head
+from peftplan.arch.decoder_parts import Given
+from peftplan.arch.masks import attention_mask
+from peftplan.arch.rotary import RotaryEmbedding, position_ids, rotary_width, rotate, split_head
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
 from peftplan.specs.tensors import Tensor
@@ -43,7 +45,7 @@ class Attention(Module):
             self.q_layernorm = LayerNorm(s.hidden // s.heads)
             self.k_layernorm = LayerNorm(s.hidden // s.heads)
 
-    def forward(self, t: Ops, x: Tensor, given: Table) -> Tensor:  # type: ignore[override]
+    def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         s = self.s
         batch, length, _ = x.shape
         heads, kv_heads = (batch, s.heads, length, s.dim), (batch, s.kv_heads, length, s.dim)
@@ -53,12 +55,12 @@ class Attention(Module):
         if s.head_norm:
             q = t.call("q_layernorm", self.q_layernorm, q)
             k = t.call("k_layernorm", self.k_layernorm, k)
-        q_rot, q_pass = split_head(t, q, given)
-        k_rot, k_pass = split_head(t, k, given)
-        q_rot, k_rot = rotate(t, q_rot, given), rotate(t, k_rot, given)
+        q_rot, q_pass = split_head(t, q, given.table)
+        k_rot, k_pass = split_head(t, k, given.table)
+        q_rot, k_rot = rotate(t, q_rot, given.table), rotate(t, k_rot, given.table)
         q = t.cat((q_rot, q_pass), heads)
         k = t.cat((k_rot, k_pass), kv_heads)
-        out = t.attend(q, k, v, dropout=s.attn_dropout, by_heads=True)
+        out = t.attend(q, k, v, given.mask, s.attn_dropout, by_heads=True)
         out = t.view(out, (batch, length, s.heads * s.dim))
         out = t.call("dense", self.dense, out)
         return out  # type: ignore[no-any-return]
@@ -89,7 +91,7 @@ class Block(Module):
         self.mlp = MLP(s)
         self.input_layernorm = LayerNorm(s.hidden)
 
-    def forward(self, t: Ops, x: Tensor, given: Table) -> Tensor:  # type: ignore[override]
+    def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         residual = x
         x = t.call("input_layernorm", self.input_layernorm, x)
         attended = t.call("self_attn", self.self_attn, x, given)
@@ -138,11 +140,13 @@ def build(c: Config) -> ModelSpec:
     stem.add("model", model)
     stem.add("lm_head", head)
 
-    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Table]:
+    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
+        batch, length = ids.shape
         x = t.call("model.embed_tokens", model.embed_tokens, ids)
-        positions = position_ids(t, ids.shape[1])
+        positions = position_ids(t, length)
+        mask = attention_mask(t, batch, length, x.dtype)
         x = t.dropout(x, embed_dropout)
-        return x, (*model.rotary_emb.table(t, x, positions), positions)
+        return x, Given((*model.rotary_emb.table(t, x, positions), positions), mask)
 
     def leave(t: Ops, x: Tensor) -> Tensor:
         return t.call("model.final_layernorm", model.final_layernorm, x)  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ A config is read as JSON and nothing else: no code of a model repository is ever
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ from peftplan.units import MIB, format_bytes
 
 # The longest config.json of a published model is about 300 KB; a file beyond this is something else.
 MAX_CONFIG_BYTES = 8 * MIB
+_HUB_TIMEOUT_S = 5.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+")
 
 
@@ -127,6 +129,12 @@ def _from_hub(name: str) -> FoundModel:
             f"{name} is not in the catalogue nor in the local Hub cache; to fetch its config, "
             f"pip install huggingface_hub{_suggest(name)}"
         ) from None
+    if not _hub_answers():
+        raise NotFound(
+            f"{name} is not in the catalogue nor in the local Hub cache, and the Hub cannot be reached"
+            f"{_suggest(name)}"
+        )
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         fetched = Path(hf_hub_download(name, "config.json"))
     except (RepositoryNotFoundError, EntryNotFoundError):
@@ -135,10 +143,25 @@ def _from_hub(name: str) -> FoundModel:
         ) from None
     except Exception as error:
         raise NotFound(
-            f"{name} is not in the catalogue nor in the local Hub cache, and the Hub cannot be "
-            f"reached ({type(error).__name__}){_suggest(name)}"
+            f"the config of {name} could not be fetched from the Hub ({type(error).__name__})"
+            f"{_suggest(name)}"
         ) from None
     return FoundModel(name, _read(fetched), f"config of {name} fetched from the Hub")
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached at all: asked once, since its client would retry for minutes."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urlopen(Request(endpoint, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()
+    except HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _cached(name: str) -> Path | None:

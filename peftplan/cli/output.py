@@ -59,7 +59,7 @@ def emit(
 
         from peftplan.render.screen import draw
 
-        console = Console(markup=False, highlight=False, emoji=False, width=_forced_width())
+        console = Console(markup=False, highlight=False, emoji=False, width=screen_width())
         with console.capture() as drawn:  # written below, so that a closed pipe ends as it does elsewhere
             draw(blocks(), console)
         sys.stdout.write(drawn.get())
@@ -89,8 +89,3 @@ def screen_width() -> int:
     from shutil import get_terminal_size
 
     return max(get_terminal_size((80, 24)).columns, _NARROWEST)
-
-
-def _forced_width() -> int | None:
-    width = screen_width()
-    return width if width == _NARROWEST else None

@@ -21,6 +21,8 @@ ABOUT = (
     "MODEL is a name from `peftplan models`, a config file, a folder with config.json, or a Hub id."
 )
 
+HELP_WIDTH = 110  # columns; longer lines are hard to read
+
 
 class LazyGroup(TyperGroup):
     """Loads a command's file, and builds its parameters, when that command is asked for."""
@@ -44,6 +46,8 @@ def run_with_typer(words: list[str]) -> int:
         raise BadInput(f"there is no command {words[0]!r}; there are {', '.join(COMMANDS)}{hint}")
     try:
         result = root().main(args=words, prog_name="peftplan", standalone_mode=False)
+    except SystemExit as ended:  # completion ends so
+        result = ended.code
     except Exception as error:
         # typer brings its own click or uses the installed one: its usage errors are known by what they can do
         told = getattr(error, "format_message", None)
@@ -63,7 +67,7 @@ def root() -> Any:
         help=ABOUT,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
     )
 
     version_option = typer.Option(False, "--version", help="Print the version.", is_eager=True)

@@ -131,7 +131,7 @@ def _wrap_targets(model: ModelSpec, method: MethodSpec) -> None:
     rank, dtype = method.rank, method.adapter_dtype
     widest = 0
     targets, parameters = convert(model, method.targets)
-    found = matched(model, targets, required=not parameters)
+    found = matched(model, targets, not parameters, method.targets)
     wrap_parameters(model, parameters, method)
     for owner, name, module in found:
         if any(part in method.modules_to_save for part in name.split(".")):

@@ -40,8 +40,9 @@ class LoraParameter(Module):
         owner: BareWeights = self.owner  # type: ignore[attr-defined]
         weight = owner.parameters[self.name]
         fold = self._experts_fold(t, weight) if self.num_experts > 1 else self._matrix_fold(t, weight)
-        checked = fold(t)
-        del checked
+        with t.no_grad():  # its graph goes with it
+            checked = fold(t)
+            del checked
         computed: list[Tensor] = []
 
         def once(t: Ops) -> Tensor:

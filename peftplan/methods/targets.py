@@ -75,6 +75,9 @@ def split_runs(model: ModelSpec, test: Matches, per_layer: bool) -> None:
         return
     parted: list[tuple[BlockRun, tuple[bool, ...]]] = []
     for run in model.runs:
+        if not run.count:
+            parted.append((run, ()))
+            continue
         modules = list(run.block.walk())
         start, previous = 0, None
         for offset in range(run.count):
@@ -105,9 +108,15 @@ def _part(run: BlockRun, start: int, stop: int) -> BlockRun:
 
 
 def matched(
-    model: ModelSpec, targets: str | tuple[str, ...], required: bool = True
+    model: ModelSpec,
+    targets: str | tuple[str, ...],
+    required: bool = True,
+    written: str | tuple[str, ...] | None = None,
 ) -> list[tuple[Module, str, Module]]:
-    """(owner, path below it, module) of every module that the specification names; none is an error if required."""
+    """(owner, path below it, module) of every module that the specification names; none is an error if required.
+
+    `written` is what the user wrote, where `targets` was made from it.
+    """
     if not targets and not required:
         return []
     test, per_layer = matcher(model, targets)
@@ -117,7 +126,8 @@ def matched(
         for name, module in list(owner.walk()):
             if name and test(f"{prefix}.{name}" if prefix else name, module):
                 found.append((owner, name, module))
-    shown = targets if isinstance(targets, str) else ",".join(targets)
+    written = written or targets
+    shown = written if isinstance(written, str) else ",".join(written)
     if not found and required:
         raise BadInput(
             f"--targets {shown} names no module of {model.family}; its linears are "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from peftplan.render.blocks import Block, Column, Notes, Table, Text
-from peftplan.render.words import percent
+from peftplan.render.words import moment_label, percent
 from peftplan.report import Comparison, Report
 from peftplan.units import format_bytes, format_count
 
@@ -19,7 +19,7 @@ def compare_blocks(comparison: Comparison) -> Iterator[Block]:
     yield Text(_title(columns), "title")
     terms = [(term.name, term.bytes) for term in comparison.terms]
     terms.append(("peak allocated", tuple(c.memory.peak_allocated_bytes for c in columns)))
-    heads = (Column("part of the peak"), *(Column(name, right=True) for name in names))
+    heads = (Column("part of the peak"), *(Column(name, right=True) for name in _spaced(names)))
     yield Table(
         "Memory at each run's own peak",
         heads,
@@ -30,7 +30,8 @@ def compare_blocks(comparison: Comparison) -> Iterator[Block]:
     yield Table("Other figures", (Column(""), *heads[1:]), tuple(_figures(columns)))
     fields = differing_fields(columns)
     if fields:
-        yield Table("Where the requests differ", (Column("field"), *heads[1:]), tuple(fields))
+        plain_heads = (Column(name, right=True) for name in names)
+        yield Table("Where the requests differ", (Column("field"), *plain_heads), tuple(fields))
     shared = [note for note in columns[0].notes if all(note in c.notes for c in columns)]
     if shared:
         yield Notes("Notes", tuple(shared))
@@ -64,21 +65,20 @@ def _title(columns: Sequence[Report]) -> str:
 
 
 def _figures(columns: Sequence[Report]) -> Iterator[tuple[str, ...]]:
-    yield "peak moment", *(c.memory.peak_moment.replace("_", " ") for c in columns)
+    yield "peak moment", *_spaced(moment_label(c.memory.peak_moment) for c in columns)
     yield "reserved", *_marked([c.memory.peak_reserved_bytes for c in columns], format_bytes)
     yield "device", *_marked([c.memory.device_bytes for c in columns], format_bytes)
     yield "evaluation", *_marked([c.memory.evaluation_peak_bytes for c in columns], format_bytes)
     yield "trained", *_marked([c.method.num_trainable_params for c in columns], format_count)
-    yield "share trained", *(percent(c.method.trainable_frac) for c in columns)
-    yield (
-        "adapter file",
-        *(
-            format_bytes(size) if size else "-"
-            for size in (c.method.adapter_checkpoint_bytes for c in columns)
-        ),
-    )
+    yield "share trained", *_spaced(percent(c.method.trainable_frac) for c in columns)
+    yield "adapter file", *_marked([c.method.adapter_checkpoint_bytes for c in columns], format_bytes)
     if any(c.gpu is not None for c in columns):
-        yield "fits", *(_fits(c) for c in columns)
+        yield "fits", *_spaced(_fits(c) for c in columns)
+
+
+def _spaced(texts: Iterable[str]) -> Iterable[str]:
+    """Texts with the room that a mark takes in other rows."""
+    return (f"{text}  " for text in texts)
 
 
 def _fits(column: Report) -> str:
@@ -90,11 +90,11 @@ def _fits(column: Report) -> str:
 
 
 def _marked(values: Sequence[int], shown: Callable[[int], str]) -> list[str]:
-    """Values as text, the smallest and the largest marked where they differ."""
+    """Values as text, the smallest and the largest marked where they differ; room for a mark everywhere."""
     least, most = min((value for value in values if value), default=0), max(values)
     if least == most:
-        return [shown(value) if value else "-" for value in values]
-    marks = {least: f" {LEAST}", most: f" {MOST}"}
+        most = 0
+    marks = {least: f" {LEAST}", most: f" {MOST}"} if most else {}
     return [(shown(value) if value else "-") + marks.get(value, "  ") for value in values]
 
 

@@ -78,7 +78,10 @@ def _table(table: Table, width: int) -> list[str]:
 
 
 def _row(row: tuple[Cell, ...], table: Table, widths: list[int]) -> list[str]:
-    cells = [_cell(cell, size) for cell, size in zip(row, widths)]
+    cells = [
+        [str(cell)] if column.right else _cell(cell, size)
+        for cell, size, column in zip(row, widths, table.columns)
+    ]
     lines = []
     for i in range(max(len(cell) for cell in cells)):
         texts = [
