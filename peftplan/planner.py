@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from peftplan.catalog import GpuRecord
 from peftplan.changes import single_changes
-from peftplan.errors import PeftplanError
+from peftplan.errors import BadInput, PeftplanError
 from peftplan.memory.account import Account, account
 from peftplan.memory.load import Loading, evaluation_peak, load_bytes
 from peftplan.memory.overheads import context
@@ -180,7 +180,10 @@ def _other_recipes(plan: Plan) -> tuple[RecipeTotal, ...]:
         request = plan.request.model_copy(
             update={"precision": precision, "base_dtype": weights.short}
         )
-        other = settle(resolve(request))
+        try:
+            other = settle(resolve(request))
+        except BadInput:  # a recipe that the other options rule out
+            continue
         peak = other.account.peak_allocated_bytes
         totals.append(
             RecipeTotal.model_construct(
@@ -236,9 +239,9 @@ def suggest_changes(request: Request, report: Report) -> tuple[Change, ...]:
     for text, fields in single_changes(report.request):
         try:
             plan = resolve(request.model_copy(update=fields))
+            settled = settle(plan)
         except PeftplanError:  # a change that contradicts the rest of the request is no advice
             continue
-        settled = settle(plan)
         saves = report.memory.peak_allocated_bytes - settled.account.peak_allocated_bytes
         if saves <= 0:
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from peftplan.arch import build_model
@@ -86,6 +85,8 @@ def _choose(option: str, name: str, table: dict[str, Any]) -> Any:
     key = name.strip().lower().replace("_", "-")
     if key in table:
         return table[key]
+    from difflib import get_close_matches  # only a typo pays for its import
+
     near = get_close_matches(key, table, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise BadInput(f"{option} {name!r} is unknown; there are {', '.join(table)}{hint}")

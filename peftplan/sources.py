@@ -84,7 +84,18 @@ SOURCES: dict[str, Source] = {
     ),
     "torch-sdpa": Source(
         "scaled_dot_product_attention on CUDA: choice of kernel, saved tensors, workspaces",
-        "aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, flash_attn/flash_api.cpp",
+        "aten/src/ATen/native/transformers/attention.cpp, cuda/sdp_utils.cpp, cuda/flash_attn/flash_api.cpp",
+        _TORCH,
+    ),
+    "torch-efficient-attention": Source(
+        "The memory-efficient attention kernel: tiles, accumulators, what it saves",
+        "aten/src/ATen/native/transformers/cuda/attention.cu, attention_backward.cu, "
+        "mem_eff_attention/kernel_forward.h, kernel_backward.h, kernels/generate_kernels.py",
+        _TORCH,
+    ),
+    "torch-matmul": Source(
+        "matmul of tensors with batch and heads: folded into one batch, copied where the layout forbids it",
+        "aten/src/ATen/native/LinearAlgebra.cpp",
         _TORCH,
     ),
     "torch-adamw": Source(
@@ -114,6 +125,21 @@ SOURCES: dict[str, Source] = {
         "The models' forward programs and the defaults of their configs",
         "transformers/models/*/modeling_*.py, configuration_*.py, integrations/sdpa_attention.py",
         _TRANSFORMERS,
+    ),
+    "transformers-masks": Source(
+        "Attention masks: when one is made, and of what",
+        "transformers/masking_utils.py",
+        _TRANSFORMERS,
+    ),
+    "transformers-flash": Source(
+        "What transformers hands the flash-attention package: no mask for a window, 16-bit inputs",
+        "transformers/integrations/flash_attention.py, transformers/modeling_flash_attention_utils.py",
+        _TRANSFORMERS,
+    ),
+    "flash-attention": Source(
+        "Dao's flash-attention package: what its autograd function saves (read, never run)",
+        "flash_attn/flash_attn_interface.py, FlashAttnFunc",
+        "flash-attn 2.8",
     ),
     "transformers-loss": Source(
         "The losses of language models: upcast, shifted labels, no copy of the logits",

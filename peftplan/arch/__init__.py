@@ -33,6 +33,8 @@ FAMILIES: dict[str, str] = {
     "opt": "opt",
     "phi": "phi",
     "falcon": "falcon",
+    "bloom": "bloom",
+    "gptj": "gptj",
     "mixtral": "mixtral",
     "deepseek_v2": "deepseek",
     "deepseek_v3": "deepseek",

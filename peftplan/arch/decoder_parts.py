@@ -113,7 +113,7 @@ def rotate_pair(t: Ops, q: Tensor, k: Tensor, table: Table) -> tuple[Tensor, Ten
 
 
 class FusedAttention(Module):
-    """Phi-3's attention: one matrix for queries, keys and values, rotary on a part of each head or all of it."""
+    """Phi-3's attention: one matrix for queries, keys and values, rotary on each head or a part of it."""
 
     def __init__(self, s: Shape) -> None:
         super().__init__()

@@ -6,7 +6,6 @@ A config is read as JSON and nothing else: no code of a model repository is ever
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import stat
@@ -134,6 +133,8 @@ def _from_hub(name: str) -> FoundModel:
             f"{name} is not in the catalogue nor in the local Hub cache, and the Hub cannot be reached"
             f"{_suggest(name)}"
         )
+    import logging  # here, so that the command line starts without it
+
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         fetched = Path(hf_hub_download(name, "config.json"))

@@ -42,9 +42,9 @@ class AttentionOps(EfficientOps):
         dim = q.shape[-1]
         same = dim == k.shape[-1] == v.shape[-1]
         capability = self.compute_capability
-        if not masked and half and same and dim <= 256 and capability >= (8, 0):
-            if not (192 < dim <= 224 and q.edge is not None and capability in _NO_FLASH_ABOVE_192):
-                return "flash"
+        untrained = 192 < dim <= 224 and q.edge is not None and capability in _NO_FLASH_ABOVE_192
+        if not masked and half and same and dim <= 256 and capability >= (8, 0) and not untrained:
+            return "flash"
         multiple = 8 if half else 4
         grouped = q.shape[1] != k.shape[1]
         if not grouped and dim % multiple == 0 and v.shape[-1] % multiple == 0:
@@ -62,7 +62,7 @@ class AttentionOps(EfficientOps):
         by_heads: bool = False,
         repeats: bool = True,
     ) -> Tensor:
-        """Attention over [batch, heads, length, dim] tensors; the result is laid out [batch, length, heads, dim].
+        """Attention over [batch, heads, length, dim]; the result is laid out [batch, length, heads, dim].
 
         `by_heads` says that the queries lie head by head, not token by token: the flash kernel lays its
         result out as they are, and the caller's transpose then has to copy. `repeats` (enable_gqa): heads of
@@ -70,9 +70,9 @@ class AttentionOps(EfficientOps):
         """
         outer = self.autocast
         if outer is not None:  # casts its arguments, and runs what is inside without autocast
-            q, k, v = (self.autocast_to(x, outer) for x in (q, k, v))
             if mask is not None and mask.dtype.is_float:
                 mask = self.autocast_to(mask, outer)
+            v, k, q = self.autocast_to(v, outer), self.autocast_to(k, outer), self.autocast_to(q, outer)
         kernel = self.attention_kernel(q, k, v, mask is not None)
         if mask is not None and mask.dtype is BOOL:
             mask = self.additive_mask(mask, q)
@@ -104,9 +104,7 @@ class AttentionOps(EfficientOps):
 
         The flash-attention package's kernel is the same, without torch's unused offset.
         """
-        node = self.link(
-            "FlashAttentionBackward0", _flash_backward, (q, k, v), (q.edge, k.edge, v.edge)
-        )
+        node = self.link("FlashAttentionBackward0", _flash_backward, (q, k, v), (q.edge, k.edge, v.edge))
         out, saved = self.flash_outputs(q, package)
         if node is not None:
             self.save(node, saved)
@@ -194,7 +192,7 @@ class AttentionOps(EfficientOps):
         return self.additive_mask(lower, like)
 
     def repeat_heads(self, x: Tensor, heads: int) -> Tensor:
-        """repeat_kv: every key or value head copied for each query head of its group; one head is not copied."""
+        """repeat_kv: every key or value head copied for each query head of its group; a single one is not."""
         if x.shape[1] == heads:
             return x
         shape = (x.shape[0], heads, *x.shape[2:])

@@ -42,7 +42,7 @@ def backward_tile(dim: int, half: bool, capability: tuple[int, int]) -> tuple[in
 def backward_workspace_bytes(
     batch: int, heads: int, length: int, kv_length: int, dim: int, half: bool, capability: tuple[int, int]
 ) -> int:
-    """Bytes of the accumulators: dQ in fp32 tiles, and dK, dV of a 16-bit kernel that keeps them in memory."""
+    """Bytes of the accumulators: dQ in fp32 tiles, and dK and dV of a 16-bit kernel without room for them."""
     queries, keys, in_registers = backward_tile(dim, half, capability)
     tiles = -(-length // queries) * -(-dim // keys)
     per_head = tiles * (16 + 4 * queries * keys)
@@ -84,9 +84,10 @@ class EfficientOps(MatrixOps):
     compute_capability: tuple[int, int]
 
     def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        """Attention with an additive mask or none; saves its inputs, the mask, its result and the log-sum-exp rows.
+        """Attention with an additive mask or none.
 
-        The seed and the offset of its random numbers are tensors on the host.
+        Saves its inputs, the mask, its result and the log-sum-exp rows; the seed and the offset of its
+        random numbers are tensors on the host.
         """
         batch, heads, length, _ = q.shape
         if bias is not None:
@@ -113,7 +114,7 @@ class EfficientOps(MatrixOps):
         return self.attach(out, node)
 
     def _aligned(self, bias: Tensor) -> Tensor:
-        """The mask with its rows at multiples of eight values: padded, and sliced back, where they are not."""
+        """The mask with rows at multiples of eight values: padded, and sliced back, where they are not."""
         rest = bias.shape[-1] % 8
         if not rest:
             return bias

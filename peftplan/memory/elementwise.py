@@ -178,6 +178,8 @@ class ElementwiseOps(Engine):
 
     def split(self, x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """`split`, `chunk` or `unbind`: views whose gradients are joined into one tensor."""
+        if len(shapes) == 1:
+            return [x]
         parts = [Tensor(s, prod(s), x.dtype, x.storage, None) for s in shapes]
         node = self.link(
             "SplitBackward0",
@@ -412,7 +414,7 @@ class ElementwiseOps(Engine):
         return self.attach(out, node)
 
     def embedding(self, ids: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Rows of a table, perhaps times a number in a buffer; saves the ids, and its gradient is a whole table."""
+        """Rows of a table, perhaps scaled; saves the ids, and its gradient is a whole table."""
         node = self.link(
             "EmbeddingBackward0", _embedding_backward, (ids,), (weight.edge,), (weight.shape, weight.numel)
         )

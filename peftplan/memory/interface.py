@@ -124,9 +124,7 @@ class InterfaceOps(AttentionOps):
 
     def _flash_padded(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dim = q.shape[-1]
-        node = self.link(
-            "FlashAttnFuncBackward", _flash_padded_backward, (), (q.edge, k.edge, v.edge), dim
-        )
+        node = self.link("FlashAttnFuncBackward", _flash_padded_backward, (), (q.edge, k.edge, v.edge), dim)
         with self.no_grad():
             q, k, v = (self.pad_last(x, dim + -dim % 8) for x in (q, k, v))
         out, saved = self.flash_outputs(q, package=True)

@@ -66,9 +66,10 @@ class MatrixOps(ElementwiseOps):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """F.linear with a [out, in] weight: saves the input and the weight, each if the other trains."""
         autocast = self.autocast
-        if autocast is not None:
-            x, weight = self.autocast_to(x, autocast), self.autocast_to(weight, autocast)
+        if autocast is not None:  # arguments are cast from the last to the first
             bias = self.autocast_to(bias, autocast) if bias is not None else None
+            weight = self.autocast_to(weight, autocast)
+            x = self.autocast_to(x, autocast)
         x_edge, w_edge = x.edge, weight.edge
         b_edge = bias.edge if bias is not None else None
         node = self.link(
@@ -95,7 +96,8 @@ class MatrixOps(ElementwiseOps):
         contiguous first, and those copies are what is saved.
         """
         if self.autocast is not None:
-            a, b = self.autocast_to(a, self.autocast), self.autocast_to(b, self.autocast)
+            b = self.autocast_to(b, self.autocast)
+            a = self.autocast_to(a, self.autocast)
         if len(shape) == 4 and b.shape[1] != shape[1]:
             b = self.spread(b, shape[1])
         if shape[0] > 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peftplan.memory.convolution import ConvolutionOps
+from peftplan.memory.bloom_gelu import BloomGeluOps
 from peftplan.memory.fused_loss import FusedLossOps
 from peftplan.memory.interface import InterfaceOps
 from peftplan.memory.latent import LatentOps
@@ -13,7 +14,7 @@ from peftplan.specs.modules import Module
 from peftplan.specs.tensors import Tensor
 
 
-class Player(InterfaceOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps):
+class Player(InterfaceOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, BloomGeluOps):
     """Reads a forward program as memory: see `tape.Engine` for what it records."""
 
     def __init__(self, accumulating: bool = False) -> None:

@@ -9,12 +9,14 @@ from peftplan.specs.modules import Linear
 
 
 def set_base_dtype(model: ModelSpec, dtype: DType, trainable: bool) -> None:
-    """Load the base's weights in `dtype` (buffers keep theirs), trainable or frozen."""
+    """Load the base's weights in `dtype`, trainable or frozen; buffers in 16 bits are made in it too."""
     for _, parameter, _ in model.parameters():
         if parameter.role == "weight":
             if not parameter.keep_dtype:
                 parameter.set_dtype(dtype)
             parameter.set_trainable(trainable)
+        elif parameter.role == "buffer" and parameter.dtype.itemsize == 2:
+            parameter.set_dtype(dtype)
 
 
 def quantize_base(model: ModelSpec, quant: QuantFormat, compute_dtype: DType) -> None:

@@ -157,9 +157,13 @@ def _save_whole_modules(model: ModelSpec, names: tuple[str, ...]) -> None:
     found = 0
     for owner, _, _ in model.groups():
         for path, module in list(owner.walk()):
-            if path and path.rpartition(".")[2] in names:
-                owner.replace(path, TrainedCopy(module))
-                found += 1
+            if not path or path.rpartition(".")[2] not in names:
+                continue
+            # copied leaf by leaf: the forward program reaches into a container, and finds the copies there
+            for below, leaf in list(module.walk(path)):
+                if not leaf.children:
+                    owner.replace(below, TrainedCopy(leaf))
+                    found += 1
     if not found:
         raise BadInput(
             f"--modules-to-save {','.join(names)} names no module of {model.family}; "

@@ -40,3 +40,11 @@ def test_without_a_gpu_no_change_is_said_to_fit():
     """Whether a change is enough can be told only of a GPU."""
     request = Request(model="gpt2", method="full")
     assert not any(change.fits for change in suggest_changes(request, estimate(request)))
+
+
+def test_a_change_that_contradicts_the_request_is_left_out():
+    """What the engine refuses together with the rest of the request is no advice."""
+    request = Request(model="bert-base-uncased", seq_len=512, gpu="rtx4090")
+    changes = [change.change for change in suggest_changes(request, estimate(request))]
+    assert "--seq-len 256" in changes
+    assert "--loss fused" not in changes
