@@ -11,7 +11,7 @@ from peftplan.specs.tensors import Tensor
 
 
 def position_biases(t: Ops, ids: Tensor, heads: int, computed: DType, dtype: DType) -> Tensor:
-    """slope of the head * position of the token, [batch, heads, 1, length]: computed in one type, kept in another."""
+    """Slope of the head times position of the token: [batch, heads, 1, length], cast to `dtype` at last."""
     batch, length = ids.shape
     slopes = t.new((heads,), heads, FP32, "pow")
     count = t.new(ids.shape, ids.numel, INT64, "cumsum")

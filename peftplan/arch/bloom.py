@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from peftplan.arch.alibi import position_biases
 from peftplan.arch.config import Config, alias
-from peftplan.arch.masks import numbers_mask
-from peftplan.errors import BadInput
+from peftplan.arch.masks import attention_mask
 from peftplan.specs.formats import FP32
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
@@ -34,7 +33,7 @@ class Given(NamedTuple):
     """What every block is given."""
 
     alibi: Tensor
-    mask: Tensor
+    mask: Tensor | None
 
 
 class Attention(Module):
@@ -150,13 +149,11 @@ def build(c: Config) -> ModelSpec:
     stem.add("lm_head", head)
 
     def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
-        if t.attention == "flash":
-            raise BadInput("--attention flash: transformers has no such form of Bloom's attention; leave it out")
         words = t.call("transformer.word_embeddings", model.word_embeddings, ids)
         t.keep(words)
         x = t.call("transformer.word_embeddings_layernorm", model.word_embeddings_layernorm, words)
         alibi = position_biases(t, ids, s.heads, FP32, x.dtype)
-        return x, Given(alibi, numbers_mask(t, *ids.shape, words.dtype))
+        return x, Given(alibi, attention_mask(t, ids.shape[0], ids.shape[1], words.dtype))
 
     def leave(t: Ops, x: Tensor) -> Tensor:
         return t.call("transformer.ln_f", model.ln_f, x)  # type: ignore[no-any-return]
@@ -173,6 +170,7 @@ def build(c: Config) -> ModelSpec:
         max_seq_len=None,
         attention_targets=("query_key_value", "self_attention.dense"),
         mlp_targets=("dense_h_to_4h", "dense_4h_to_h"),
+        attention_kinds=("eager",),
         keeps_first_input=False,
         notes=["bloom: transformers has no kernel for its attention, scores are written out in full (eager)"],
     )

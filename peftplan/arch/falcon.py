@@ -14,7 +14,6 @@ from peftplan.arch.alibi import biased_mask, position_biases
 from peftplan.arch.config import Config, activation, alias
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import RotaryEmbedding, Table, position_ids, rotate
-from peftplan.errors import BadInput
 from peftplan.specs.formats import BF16, FP32, DType
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
@@ -108,7 +107,7 @@ class Attention(Module):
         return t.contiguous(q), t.expand_copy(k, all_heads), t.expand_copy(v, all_heads)
 
     def eager(self, t: Ops, dtype: DType, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Tensor:
-        """Written out, softmax in the type of the attention's input; with biases, scores in fp32 and dropout."""
+        """Written out, softmax in the type of the input; with biases, scores in fp32 and dropout."""
         batch, heads, length, dim = q.shape
         scores = t.matmul(q, k, (batch, heads, length, length), copied=(True, True))
         if given.alibi is None:
@@ -187,7 +186,7 @@ class Block(Module):
 
 
 class Stem(Module):
-    """The table of tokens, the last norm and the rotary frequencies, which stand there unused beside biases."""
+    """The table of tokens, the last norm and the rotary frequencies, unused where there are biases."""
 
     def __init__(self, vocab: int, s: Shape) -> None:
         super().__init__()
@@ -243,8 +242,6 @@ def build(c: Config) -> ModelSpec:
         x = t.call("transformer.word_embeddings", model.word_embeddings, ids)
         alibi = None
         if s.alibi:
-            if t.attention == "flash":
-                raise BadInput("--attention flash: this Falcon adds position biases, which the package does not take")
             alibi = position_biases(t, ids, s.heads, BF16, x.dtype)
         positions = position_ids(t, length)
         mask = attention_mask(t, batch, length, x.dtype, always=True)
@@ -267,4 +264,5 @@ def build(c: Config) -> ModelSpec:
         max_seq_len=c.size("max_position_embeddings", 2048, limit=10**9),
         attention_targets=("query_key_value", "self_attention.dense"),
         mlp_targets=("dense_h_to_4h", "dense_4h_to_h"),
+        attention_kinds=("sdpa", "eager") if s.alibi else ("sdpa", "flash", "eager"),
     )

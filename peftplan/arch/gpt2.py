@@ -14,7 +14,6 @@ from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Conv1D, Embedding, LayerNorm, Linear, Module, Ops
 from peftplan.specs.tensors import Tensor
 
-
 # mask, positions of the tokens
 Given = tuple[Tensor | None, Tensor]
 
@@ -53,7 +52,6 @@ class Attention(Module):
         out = t.view(out, x.shape)
         out = t.call("c_proj", self.c_proj, out)
         return t.dropout(out, s.resid_dropout)  # type: ignore[no-any-return]
-
 
     def eager(self, t: Ops, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Written out: no type is named for the softmax, its result is cast to the values' type."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peftplan.arch.config import Config, activation, alias
-from peftplan.arch.masks import numbers_mask
+from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import position_ids, rotate_half
 from peftplan.specs.formats import FP32, INT64, DType
 from peftplan.specs.model import BlockRun, ModelSpec
@@ -81,7 +81,7 @@ class Attention(Module):
         return t.dropout(out, s.resid_dropout)  # type: ignore[no-any-return]
 
     def look_up(self, t: Ops, length: int, dtype: DType) -> tuple[Tensor, ...]:
-        """Sines and cosines of the positions, and what was needed to gather them: alive to the attention's end."""
+        """Sines and cosines of the positions and what they were gathered from, all alive to the attention's end."""
         s = self.s
         shape, numel = (1, length, s.rotary), length * s.rotary
         table = t.new((1, s.positions, s.rotary), s.positions * s.rotary, FP32, "repeat")
@@ -182,7 +182,7 @@ def build(c: Config) -> ModelSpec:
         words = t.call("transformer.wte", model.wte, ids)
         t.keep(words)
         at = position_ids(t, length)
-        mask = None if t.attention == "flash" else numbers_mask(t, batch, length, words.dtype)
+        mask = attention_mask(t, batch, length, words.dtype)
         return t.dropout(words, embed_dropout), (mask, at)
 
     def leave(t: Ops, x: Tensor) -> Tensor:
@@ -200,6 +200,7 @@ def build(c: Config) -> ModelSpec:
         max_seq_len=s.positions,
         attention_targets=("q_proj", "k_proj", "v_proj", "out_proj"),
         mlp_targets=("fc_in", "fc_out"),
+        attention_kinds=("flash", "eager"),
         keeps_first_input=False,
-        notes=["gptj: transformers has no sdpa form of its attention, scores are written out in fp32 (eager)"],
+        notes=["gptj: transformers has no sdpa form of its attention, scores are written out in fp32"],
     )

@@ -156,7 +156,7 @@ def build(c: Config) -> ModelSpec:
     def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
         words = t.call("model.decoder.embed_tokens", decoder.embed_tokens, ids)
         at = positions_of_mask(t, ids)
-        mask = attention_mask(t, *ids.shape, words.dtype)
+        mask = attention_mask(t, ids.shape[0], ids.shape[1], words.dtype)
         moved = t.new(at.shape, at.numel, INT64, "add")
         places = t.call("model.decoder.embed_positions", decoder.embed_positions, moved)
         del moved

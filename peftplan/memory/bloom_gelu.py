@@ -32,9 +32,7 @@ class BloomGeluOps(ElementwiseOps):
 
     def tanh_of_cubic(self, x: Tensor) -> Tensor:
         """tanh(c * x * (1 + 0.044715 * x * x))."""
-        return self.tanh(
-            self.mul(self.mul_scalar(x), self.add_scalar(self.mul(self.mul_scalar(x), x)))
-        )
+        return self.tanh(self.mul(self.mul_scalar(x), self.add_scalar(self.mul(self.mul_scalar(x), x))))
 
     def bloom_gelu(self, x: Tensor) -> Tensor:
         """The function applied."""

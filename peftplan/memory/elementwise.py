@@ -217,7 +217,12 @@ class ElementwiseOps(Engine):
         return self.attach(Tensor(shape, prod(shape), x.dtype, x.storage, None), node)
 
     def cat(self, xs: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
-        """Concatenate: the gradients are views of one."""
+        """Concatenate: the gradients are views of one. Autocast casts to the widest type before, cat itself inside."""
+        dtype = xs[0].dtype
+        for x in xs[1:]:
+            dtype = promote(dtype, x.dtype)
+        if self.autocast is not None:
+            xs = [self.to(x, dtype) for x in xs]
         node = self.link(
             "CatBackward0",
             _pass_views,
@@ -225,9 +230,6 @@ class ElementwiseOps(Engine):
             tuple(x.edge for x in xs),
             tuple(x.shape for x in xs),
         )
-        dtype = xs[0].dtype
-        for x in xs[1:]:
-            dtype = promote(dtype, x.dtype)
         return self.attach(self.new(shape, prod(shape), dtype, "cat"), node)
 
     # ---- arithmetic

@@ -7,7 +7,6 @@ played add what they add to the allocated peak: a modelled figure, since fragmen
 from __future__ import annotations
 
 from collections.abc import Iterable
-from operator import itemgetter
 
 from peftplan.memory.account import Account
 from peftplan.memory.allocator import (
@@ -31,8 +30,8 @@ from peftplan.units import round_up
 # Tensors alike, one for each block, are replayed up to this many; the rest fill segments of their own.
 REPLAYED_COPIES = 4
 
-# (clock, record, whether it is born)
-Event = tuple[int, Record, bool]
+# (key of a tensor, its size, or 0 where it is freed)
+Event = tuple[int, int]
 
 
 class Replay:
@@ -58,24 +57,31 @@ class Replay:
         self.temporaries = [
             (allocated_bytes(optimizer.step_all(p.numel, d)), n) for p, n, d in formats
         ]
-        self.events = _events(account.timeline.records)
+        self.events, self.gradients, small_peak = _split_events(account.timeline.records)
         replayed = sum(size * min(n, REPLAYED_COPIES) for size, n in self.temporaries)
         unplayed = account.peak_allocated_bytes - _replayed_peak(step, account, replayed)
-        # bytes that the replay does not see: segments of further blocks' state, and what those blocks save
-        self.beside_bytes = _unreplayed_segments(self.weights + self.states) + max(unplayed, 0)
+        small = _small_bytes(self.weights) + _small_bytes(self.states)
+        small += max(small_peak, _small_bytes(self.temporaries))
+        # bytes that the replay does not see: the small pool, which hardly fragments, segments of further
+        # blocks' state, and what those blocks save
+        self.beside_bytes = round_up(small, SMALL_SEGMENT) + max(unplayed, 0)
+        self.beside_bytes += _unreplayed_segments(self.weights + self.states)
 
     def run(self, capacity_bytes: int | None = None) -> int:
         """Peak of reserved bytes by the end of the second step; raises OutOfCapacity beyond the capacity."""
         if capacity_bytes is not None:
             capacity_bytes -= self.beside_bytes
         allocator = CachingAllocator(capacity_bytes)
+        release = allocator.release
         _hold(allocator, self.weights)
         for number in range(2):
-            gradients = _replay(allocator, self.events)
+            live = _replay(allocator, self.events)
             if number == 0:
                 _hold(allocator, self.states)
-            for block, small in _hold(allocator, self.temporaries) + gradients:
-                allocator.release(block, small)
+            for block in _hold(allocator, self.temporaries):
+                release(block, False)
+            for key in self.gradients:
+                release(live[key], False)
         return max(allocator.peak_reserved_bytes + self.beside_bytes, self.peak_allocated_bytes)
 
     def least_capacity_bytes(self, reserved_bytes: int) -> int:
@@ -101,51 +107,70 @@ def _replayed_peak(step: StepSpec, account: Account, temporary_bytes: int) -> in
     return account.resident.allocated + workspaces + max(played, ended)
 
 
-def _events(records: Iterable[Record]) -> list[Event]:
-    events: list[Event] = []
+def _split_events(records: Iterable[Record]) -> tuple[list[Event], list[int], int]:
+    """The large requests' events in order, those that outlive the backward pass, and the small ones' peak."""
+    timed: list[tuple[int, int, int]] = []
+    small: list[tuple[int, int]] = []
+    lasting = []
     for record in records:
-        events.append((record.born, record, True))
-        if record.died:
-            events.append((record.died, record, False))
-    events.sort(key=itemgetter(0))
-    return events
+        size, born, died = record.size, record.born, record.died
+        if size <= SMALL_REQUEST:
+            small.append((born, size))
+            if died:
+                small.append((died, -size))
+            continue
+        timed.append((born, born, size))
+        if died and record.kind != "gradient":
+            timed.append((died, born, 0))
+        else:
+            lasting.append(born)
+    timed.sort()
+    small.sort()
+    level = peak = 0
+    for _, change in small:
+        level += change
+        if level > peak:
+            peak = level
+    return [(key, size) for _, key, size in timed], lasting, peak
 
 
-def _hold(allocator: CachingAllocator, sizes: Iterable[tuple[int, int]]) -> list[tuple[Block, bool]]:
-    """Allocate tensors, each size up to `REPLAYED_COPIES` times."""
-    held = []
-    for size, count in sizes:
-        if size:
-            small = size <= SMALL_REQUEST
-            for _ in range(min(count, REPLAYED_COPIES)):
-                held.append((allocator.allocate(size), small))
-    return held
+def _hold(allocator: CachingAllocator, sizes: Iterable[tuple[int, int]]) -> list[Block]:
+    """Allocate large tensors, each size up to `REPLAYED_COPIES` times."""
+    allocate = allocator.allocate
+    return [
+        allocate(size)
+        for size, count in sizes
+        if size > SMALL_REQUEST
+        for _ in range(min(count, REPLAYED_COPIES))
+    ]
+
+
+def _small_bytes(sizes: Iterable[tuple[int, int]]) -> int:
+    """Bytes of all tensors that the small pool holds."""
+    return sum(size * count for size, count in sizes if size <= SMALL_REQUEST)
 
 
 def _unreplayed_segments(sizes: Iterable[tuple[int, int]]) -> int:
     """Segments of the copies that `_hold` leaves out, packed with their like."""
-    reserved = small = 0
+    reserved = 0
     for size, count in sizes:
         rest = count - REPLAYED_COPIES
-        if rest <= 0:
+        if rest <= 0 or size <= SMALL_REQUEST:
             continue
-        if size <= SMALL_REQUEST:
-            small += size * rest
-        elif size < OWN_SEGMENT_FROM:
+        if size < OWN_SEGMENT_FROM:
             reserved += -(-rest // (LARGE_SEGMENT // size)) * LARGE_SEGMENT
         else:
             reserved += round_up(size, OWN_SEGMENT_MULTIPLE) * rest
-    return reserved + round_up(small, SMALL_SEGMENT)
+    return reserved
 
 
-def _replay(allocator: CachingAllocator, events: list[Event]) -> list[tuple[Block, bool]]:
-    """Run a micro-step's events; what is still alive at its end (gradients) is returned."""
+def _replay(allocator: CachingAllocator, events: list[Event]) -> dict[int, Block]:
+    """Run a micro-step's events; what is still alive at its end is returned."""
     live: dict[int, Block] = {}
     allocate, release = allocator.allocate, allocator.release
-    for _, record, born in events:
-        if born:
-            live[record.born] = allocate(record.size)
-        elif record.kind != "gradient":
-            release(live.pop(record.born), record.size <= SMALL_REQUEST)
-    sizes = {r.born: r.size for _, r, born in events if born and r.born in live}
-    return [(block, sizes[key] <= SMALL_REQUEST) for key, block in live.items()]
+    for key, size in events:
+        if size:
+            live[key] = allocate(size)
+        else:
+            release(live.pop(key), False)
+    return live

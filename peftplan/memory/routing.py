@@ -110,6 +110,14 @@ class RoutingOps(ElementwiseOps):
         node = self.link("MaskedFillBackward0", _masked_fill_backward, (mask,), (x.edge,))
         return self._in_place(x, node)
 
+    def where(self, condition: Tensor, x: Tensor) -> Tensor:
+        """x where the condition holds, elsewhere a number, which is made a tensor first; saves the condition."""
+        node = self.link("WhereBackward0", _where_backward, (condition,), (x.edge,))
+        number = self.new((), 1, x.dtype, "scalar_tensor")
+        out = self.like(x, "where")
+        del number
+        return self.attach(out, node)
+
     # ---- arithmetic
     def sum_last(self, x: Tensor) -> Tensor:
         """Sum over the last dimension, kept (autocast: in fp32); saves nothing."""
@@ -143,9 +151,24 @@ class RoutingOps(ElementwiseOps):
     def _in_place(self, x: Tensor, node: Any) -> Tensor:
         return self.attach(Tensor(x.shape, x.numel, x.dtype, x.storage, x.edge), node)
 
-    def clamp(self, x: Tensor) -> Tensor:
-        """x held between bounds; saves x."""
-        node = self.link("ClampBackward1", _clamp_backward, (x,), (x.edge,))
+    def clamp(self, x: Tensor, bounds: int = 2) -> Tensor:
+        """x held under one bound or between two; saves x."""
+        node = self.link("ClampBackward1", _clamp_backward, (x,), (x.edge,), bounds)
+        return self.attach(self.like(x, "clamp"), node)
+
+    def max_last(self, x: Tensor) -> Tensor:
+        """The largest of the last dimension, kept; saves where it is."""
+        shape = (*x.shape[:-1], 1)
+        node = self.link("MaxBackward0", _zeros_of_input, (), (x.edge,), (x.shape, x.numel, x.dtype))
+        values = self.new(shape, prod(shape), x.dtype, "max")
+        indices = self.integers(shape, "max")
+        if node is not None:
+            self.save(node, (indices,))
+        return self.attach(values, node)
+
+    def clamp_between(self, x: Tensor, least: Tensor, most: Tensor) -> Tensor:
+        """x held between two tensors of one number; saves all three."""
+        node = self.link("ClampBackward0", _clamp_between_backward, (x, least, most), (x.edge,))
         return self.attach(self.like(x, "clamp"), node)
 
     # ---- products
@@ -187,13 +210,30 @@ def _masked_fill_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (t.like(g, "masked_fill"),)
 
 
+def _where_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    number = t.new((), 1, g.dtype, "scalar_tensor")
+    out = t.like(g, "where")
+    del number
+    return (out,)
+
+
+def _clamp_between_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    x = saved[0]
+    above = t.new(x.shape, x.numel, BOOL, "ge")
+    below = t.new(x.shape, x.numel, BOOL, "le")
+    number = t.new((), 1, g.dtype, "scalar_tensor")
+    out = t.like(g, "where")
+    del above, below, number
+    return (out,)
+
+
 def _add_in_place_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (g, g)
 
 
-def _clamp_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+def _clamp_backward(t: Any, g: Tensor, saved: Any, bounds: int) -> Grads:
     (x,) = saved
-    above = t.new(x.shape, x.numel, BOOL, "ge")
+    inside = [t.new(x.shape, x.numel, BOOL, "le") for _ in range(bounds)]
     out = t.like(g, "where")
-    del above
+    del inside
     return (out,)

@@ -323,10 +323,18 @@ class Engine:
         return Tensor(x.shape, x.numel, x.dtype, x.storage, edge)
 
     def ask_gradient(self, x: Tensor) -> None:
-        """As `x.requires_grad_()` on the result of something frozen."""
+        """As `x.requires_grad_()` on a tensor without a history."""
+        if self.recording is not None:  # run again: what it leaves behind is dropped with its graph
+            x.edge = (None, 0, x.dtype, x.numel)
+            return
         leaf = Leaf(Tensor(x.shape, x.numel, x.dtype, x.storage, None))
         self.leaves.append(leaf)
         x.edge = (leaf, 0, x.dtype, x.numel)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether what runs is a checkpointed region, for the first time or again."""
+        return self.frame is not None or self.recording is not None
 
     def checkpoint(self, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Run a region keeping only its inputs; backward runs it again (torch's non-reentrant checkpoint)."""

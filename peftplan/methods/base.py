@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peftplan.methods.quantize import Linear4bit, Linear8bit
-from peftplan.specs.formats import FP32, DType, QuantFormat
+from peftplan.specs.formats import FP16, FP32, DType, QuantFormat
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear
 
@@ -13,7 +13,7 @@ def set_base_dtype(model: ModelSpec, dtype: DType, trainable: bool) -> None:
     for _, parameter, _ in model.parameters():
         if parameter.role == "weight":
             if not parameter.keep_dtype:
-                parameter.set_dtype(dtype)
+                parameter.set_dtype(FP32 if parameter.wide and dtype is FP16 else dtype)
             parameter.set_trainable(trainable)
         elif parameter.role == "buffer" and parameter.dtype.itemsize == 2:
             parameter.set_dtype(dtype)

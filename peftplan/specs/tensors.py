@@ -42,10 +42,10 @@ class Parameter(Tensor):
     `quant` says how the weight is packed; `dtype` is then the type it is computed in.
     `role` is "weight" for the base model's own, "adapter" for what a method adds, "buffer"
     for tensors that are no parameters. `keep_dtype` marks weights whose type no
-    cast of the whole model changes.
+    cast of the whole model changes, `wide` those that stay fp32 where the model is loaded in fp16.
     """
 
-    __slots__ = ("keep_dtype", "loaded_dtype", "quant", "role")
+    __slots__ = ("keep_dtype", "loaded_dtype", "quant", "role", "wide")
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class Parameter(Tensor):
         super().__init__(shape, prod(shape), dtype, None, None)
         self.role, self.quant, self.keep_dtype = role, quant, keep_dtype
         self.loaded_dtype: DType | None = None
+        self.wide = False
         self.set_trainable(trainable and role != "buffer")
 
     def set_trainable(self, trainable: bool) -> None:
