@@ -155,7 +155,7 @@ class SharedExpertsMLP(Module):
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         flat = t.view(x, (x.numel // x.shape[-1], x.shape[-1]))
-        logits, weights, chosen = t.call("gate", self.gate, flat)
+        _logits, weights, chosen = t.call("gate", self.gate, flat)
         out = t.view(t.call("experts", self.experts, flat, chosen, weights), x.shape)
         out = t.add(out, t.call("shared_experts", self.shared_experts, x))
         return out  # type: ignore[no-any-return]

@@ -7,14 +7,14 @@ from the Hub, which is read here as the flash-attention package.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from copy import deepcopy
 
 from peftplan.arch.config import Config, alias
 from peftplan.arch.llama_like import DecoderStem
 from peftplan.arch.masks import numbers_mask
 from peftplan.arch.moe import Experts, Routing, inactive_weights, router_notes, top_k_of
 from peftplan.arch.rotary import RotaryEmbedding, Table
-from peftplan.arch.sparse_decoder import Given, decoder
+from peftplan.arch.sparse_decoder import Given, Taken, decoder
 from peftplan.specs.formats import BF16, FP32, DType
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import BareWeights, Linear, Module, Ops, RMSNorm
@@ -162,39 +162,31 @@ class RoutedMLP(Module):
     def forward(self, t: Ops, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         shape = x.shape
         x = t.view(x, (x.numel // shape[-1], shape[-1]))
-        logits, weights, chosen = t.call("router", self.router, x)
+        _logits, weights, chosen = t.call("router", self.router, x)
         x = t.call("experts", self.experts, x, chosen, weights)
         return t.view(x, shape), weights
-
-
-class Taken(NamedTuple):
-    """What a block is handed: the rotary table and the mask, one for each kind of layer there is."""
-
-    table: Table
-    masks: tuple[Tensor | None, ...]
 
 
 class SinkBlock(Module):
     """Attention and experts, each behind a norm and beside a residual."""
 
-    def __init__(self, attention: SinkAttention, mlp: RoutedMLP, kinds: frozenset[str]) -> None:
+    def __init__(self, attention: SinkAttention, mlp: RoutedMLP, windowed: bool) -> None:
         super().__init__()
-        self.kinds = kinds
+        self.windowed = windowed
         self.self_attn = attention
         self.mlp = mlp
         self.input_layernorm = WideRMSNorm(mlp.experts.hidden)
         self.post_attention_layernorm = WideRMSNorm(mlp.experts.hidden)
 
     def takes(self, given: Given) -> Taken:
-        """The masks of the kinds that occur: they are of one size, and blocks of both kinds are alike."""
-        full = (given.full,) if "full_attention" in self.kinds else ()
-        sliding = (given.sliding,) if "sliding_attention" in self.kinds else ()
-        return Taken(given.table, full + sliding)
+        """The rotary table, and the mask of the layer's kind."""
+        return given.table, given.sliding if self.windowed else given.full
 
     def forward(self, t: Ops, x: Tensor, given: Taken) -> Tensor:  # type: ignore[override]
         residual = x
         x = t.call("input_layernorm", self.input_layernorm, x)
-        x, beside = t.call("self_attn", self.self_attn, x, given.table, given.masks[0])
+        # what attention hands out beside its result lives until the experts hand out theirs
+        x, beside = t.call("self_attn", self.self_attn, x, *given)
         x = t.add(residual, x)
         residual = x
         x = t.call("post_attention_layernorm", self.post_attention_layernorm, x)
@@ -204,9 +196,7 @@ class SinkBlock(Module):
         return x
 
 
-def both_masks(
-    t: Ops, batch: int, length: int, dtype: DType
-) -> tuple[Tensor | None, Tensor | None]:
+def both_masks(t: Ops, batch: int, length: int, dtype: DType) -> tuple[Tensor | None, Tensor | None]:
     """Masks of full and of windowed layers; none for flash."""
     if t.attention == "flash":
         return None, None
@@ -214,16 +204,16 @@ def both_masks(
     return full, numbers_mask(t, batch, length, dtype, windowed=True)
 
 
-def layer_kinds(c: Config, num_layers: int) -> frozenset[str]:
-    """Which kinds of attention occur; they alternate where the config does not say."""
+def windowed_layers(c: Config, num_layers: int) -> list[bool]:
+    """For each layer whether it sees a window only; every other one where the config does not say."""
     kinds = c.words("layer_types")
     if kinds is None:
-        return frozenset(("sliding_attention", "full_attention")[: min(2, num_layers)])
+        return [i % 2 == 0 for i in range(num_layers)]
     if len(kinds) < num_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
         raise c.fail(
             "layer_types", kinds, f"sliding_attention or full_attention for each of {num_layers} layers"
         )
-    return frozenset(kinds[:num_layers])
+    return [kind == "sliding_attention" for kind in kinds[:num_layers]]
 
 
 def build(c: Config) -> ModelSpec:
@@ -236,22 +226,25 @@ def build(c: Config) -> ModelSpec:
     top_k = top_k_of(c, "num_experts_per_tok", num_experts, 4)
     experts = BiasedExperts(num_experts, hidden, c.size("intermediate_size", 2880))
     mlp = RoutedMLP(BiasedRouter(hidden, num_experts, top_k), experts)
-    num_layers = c.count("num_hidden_layers", 36)
+    windowed = windowed_layers(c, c.count("num_hidden_layers", 36))
     attention = SinkAttention(hidden, heads, kv_heads, dim, bias, dropout)
     model = DecoderStem(c.size("vocab_size", 201088), hidden, dim)
     model.norm, model.rotary_emb = WideRMSNorm(hidden), HalfRotaryEmbedding(dim)
+    block = SinkBlock(attention, mlp, False)
+    kinds = {False: block, True: deepcopy(block)}
+    kinds[True].windowed = True
     spec = decoder(
         c,
-        [SinkBlock(attention, mlp, layer_kinds(c, num_layers))] * num_layers,
+        [kinds[kind] for kind in windowed],
         both_masks,
         model=model,
         default_length=131072,
         mlp_targets=(),
-        inactive_params=num_layers * inactive_weights(experts, top_k),
+        inactive_params=len(windowed) * inactive_weights(experts, top_k),
         former_linears=None,
     )
     spec.notes.append(
-        "gpt_oss has no sdpa attention in transformers, which runs it eager: scores of every pair of positions"
+        "transformers has no sdpa attention for gpt_oss and runs it eager: scores of every two positions"
     )
     spec.notes += router_notes(c)
     return spec

@@ -81,7 +81,7 @@ class Attention(Module):
         return t.dropout(out, s.resid_dropout)  # type: ignore[no-any-return]
 
     def look_up(self, t: Ops, length: int, dtype: DType) -> tuple[Tensor, ...]:
-        """Sines and cosines of the positions and what they were gathered from, all alive to the attention's end."""
+        """Sines and cosines, and what they were gathered from: all alive to the attention's end."""
         s = self.s
         shape, numel = (1, length, s.rotary), length * s.rotary
         table = t.new((1, s.positions, s.rotary), s.positions * s.rotary, FP32, "repeat")

@@ -1,4 +1,4 @@
-"""DeepSeek's latent attention: keys and values from a narrow latent, a separate rotated part shared by all heads.
+"""DeepSeek's latent attention: keys and values from a narrow latent, and a rotated part all heads share.
 
 Source: transformers 5.23 modeling_deepseek_v2.py, modeling_deepseek_v3.py.
 """
@@ -72,26 +72,22 @@ class LatentAttention(Module):
         q = t.permuted(self.queries(t, x), (*lead, s.head_dim))
         q_plain, q_rotated = t.split(q, ((*lead, s.plain_dim), (*lead, s.rotary_dim)))
         latents = t.call("kv_a_proj_with_mqa", self.kv_a_proj_with_mqa, x)
-        latent, k_rotated = t.split(
-            latents, ((batch, length, s.kv_rank), (batch, length, s.rotary_dim))
-        )
+        latent, k_rotated = t.split(latents, ((batch, length, s.kv_rank), (batch, length, s.rotary_dim)))
         normed = t.call("kv_a_layernorm", self.kv_a_layernorm, latent)
         k_rotated = t.view(k_rotated, (batch, 1, length, s.rotary_dim))
         q_rotated, k_rotated = self.rotation(t, q_rotated, k_rotated, table)
         query = t.cat((q_plain, q_rotated), (*lead, s.head_dim))
         key, value = self.expand(t, normed, k_rotated)
-        out = t.attend(query, key, value, mask, s.dropout)
+        out = t.attend(query, key, value, mask, s.dropout, by_heads=True)
         out = t.view(out, (batch, length, s.heads * s.value_dim))
         out = t.call("o_proj", self.o_proj, out)
         return out  # type: ignore[no-any-return]
 
     def expand(self, t: Ops, latent: Tensor, k_rotated: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of every head; the values stay views of the projection, which therefore stays whole."""
+        """Keys and values of every head; the values are views of the projection, which so stays whole."""
         s, (batch, length, _) = self.s, latent.shape
         lead = (batch, s.heads, length)
-        both = t.permuted(
-            t.call("kv_b_proj", self.kv_b_proj, latent), (*lead, s.plain_dim + s.value_dim)
-        )
+        both = t.permuted(t.call("kv_b_proj", self.kv_b_proj, latent), (*lead, s.plain_dim + s.value_dim))
         k_plain, value = t.split(both, ((*lead, s.plain_dim), (*lead, s.value_dim)))
         k_rotated = t.expand(k_rotated, (*lead, s.rotary_dim))
         key = t.new((*lead, s.head_dim), batch * s.heads * length * s.head_dim, both.dtype, "new_empty")
@@ -132,12 +128,8 @@ def rotate_interleaved(t: Ops, q: Tensor, k: Tensor, table: Table) -> tuple[Tens
     half_q, half_k = (*q.shape[:-1], dim // 2), (*k.shape[:-1], dim // 2)
     q1, q2 = t.slice(q, half_q), t.slice(q, half_q)
     k1, k2 = t.slice(k, half_k), t.slice(k, half_k)
-    turned_q = t.cat(
-        (t.sub(t.mul(q1, cos), t.mul(q2, sin)), t.add(t.mul(q2, cos), t.mul(q1, sin))), q.shape
-    )
-    turned_k = t.cat(
-        (t.sub(t.mul(k1, cos), t.mul(k2, sin)), t.add(t.mul(k2, cos), t.mul(k1, sin))), k.shape
-    )
+    turned_q = t.cat((t.sub(t.mul(q1, cos), t.mul(q2, sin)), t.add(t.mul(q2, cos), t.mul(q1, sin))), q.shape)
+    turned_k = t.cat((t.sub(t.mul(k1, cos), t.mul(k2, sin)), t.add(t.mul(k2, cos), t.mul(k1, sin))), k.shape)
     return turned_q, turned_k
 
 

@@ -1,4 +1,7 @@
-"""Mixtral: Mistral's attention, experts in place of the MLP. Source: transformers 5.23 modeling_mixtral.py."""
+"""Mixtral: Mistral's attention, experts in place of the MLP.
+
+Source: transformers 5.23 modeling_mixtral.py, configuration_mixtral.py.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,14 @@ class SparseMLP(Module):
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         shape = x.shape
         x = t.view(x, (x.numel // shape[-1], shape[-1]))
-        logits, weights, chosen = t.call("gate", self.gate, x)
+        _logits, weights, chosen = t.call("gate", self.gate, x)
         x = t.call("experts", self.experts, x, chosen, weights)
         return t.view(x, shape)  # type: ignore[no-any-return]
 
 
-def single_mask(window: int | None, t: Ops, batch: int, length: int, dtype: DType) -> tuple[Tensor | None, None]:
+def single_mask(
+    window: int | None, t: Ops, batch: int, length: int, dtype: DType
+) -> tuple[Tensor | None, None]:
     """One mask for all layers: with the window where the config has one."""
     return attention_mask(t, batch, length, dtype, window), None
 

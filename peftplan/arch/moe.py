@@ -12,8 +12,8 @@ from peftplan.specs.formats import BF16, FP32, INT32
 from peftplan.specs.modules import BareWeights, Ops
 from peftplan.specs.tensors import Parameter, Tensor
 
-# Linears of transformers 4 -> the parameter that holds their weights in 5: what peft 0.21 converts targets by
-# (utils/transformers_weight_conversion.py). It knows Mixtral and the kinds loaded like Qwen2-MoE, not that one.
+# Linears of transformers 4 -> the parameter that holds their weights in 5: what peft 0.21 converts targets
+# by (utils/transformers_weight_conversion.py): Mixtral, and the families loaded like Qwen2-MoE but not it.
 MIXTRAL_LINEARS = {"gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
 QWEN_LINEARS = {
     "gate": "gate.weight",
@@ -47,7 +47,10 @@ class Router(BareWeights):
 
 
 class Experts(BareWeights):
-    """All experts of a layer: gate and up projections in one tensor [experts, 2 inner, hidden], down in another."""
+    """All experts of a layer: gate and up projections in one tensor [experts, 2 inner, hidden], down in one.
+
+    Rows are sorted by expert and multiplied group by group, so sizes do not depend on the routing.
+    """
 
     def __init__(self, num_experts: int, hidden: int, inner: int, activation: str) -> None:
         super().__init__()

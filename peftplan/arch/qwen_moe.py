@@ -14,7 +14,7 @@ from peftplan.arch.llama_like import DecoderStem, GatedMLP
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.mixtral import SparseMLP, single_mask
 from peftplan.arch.moe import QWEN_LINEARS, Experts, Router, inactive_weights, router_notes, top_k_of
-from peftplan.arch.sparse_decoder import Block, Masks, MaskedAttention, decoder
+from peftplan.arch.sparse_decoder import Block, MaskedAttention, Masks, decoder
 from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear, Module, Ops, RMSNorm
@@ -54,7 +54,7 @@ class SharedExpertMLP(Module):
         shape = x.shape
         flat = t.view(x, (x.numel // shape[-1], shape[-1]))
         shared = t.call("shared_expert", self.shared_expert, flat)
-        logits, weights, chosen = t.call("gate", self.gate, flat)
+        _logits, weights, chosen = t.call("gate", self.gate, flat)
         out = t.call("experts", self.experts, flat, chosen, weights)
         weight = t.sigmoid(t.call("shared_expert_gate", self.shared_expert_gate, flat))
         shared = t.mul(weight, shared)
@@ -67,7 +67,7 @@ def layer_kinds(c: Config) -> list[bool]:
     """For each layer whether it has experts, or an MLP: `decoder_sparse_step` and `mlp_only_layers`."""
     step, num_layers = c.count("decoder_sparse_step", 1), c.count("num_hidden_layers", DEFAULT_LAYERS)
     dense = c.get("mlp_only_layers") or []
-    if not isinstance(dense, list) or not all(type(i) is int and 0 <= i for i in dense):
+    if not isinstance(dense, list) or not all(type(i) is int and i >= 0 for i in dense):
         raise c.fail("mlp_only_layers", dense, "a list of layer numbers, the first being 0")
     return [i not in dense and (i + 1) % step == 0 for i in range(num_layers)]
 
@@ -86,7 +86,7 @@ def windowed_layers(c: Config, num_layers: int) -> list[bool]:
 def both_masks(
     window: int, t: Ops, batch: int, length: int, dtype: DType
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Qwen2-MoE makes the windowed mask whether or not a layer uses it; without a window it is one of length 0."""
+    """Qwen2-MoE makes the windowed mask whether a layer uses it or not; no window means one of length 0."""
     full = attention_mask(t, batch, length, dtype)
     return full, attention_mask(t, batch, length, dtype, window)
 
@@ -106,9 +106,7 @@ def build(c: Config) -> ModelSpec:
     dense = GatedMLP(hidden, c.size("intermediate_size", d.intermediate), act, False)
     qkv_bias = c.flag("qkv_bias", True) if second else c.flag("attention_bias")
     out_bias = False if second else c.flag("attention_bias")
-    attention = MaskedAttention(
-        hidden, heads, kv_heads, dim, dropout, qkv_bias=qkv_bias, out_bias=out_bias
-    )
+    attention = MaskedAttention(hidden, heads, kv_heads, dim, dropout, qkv_bias=qkv_bias, out_bias=out_bias)
     sparse_layers = layer_kinds(c)
     window = c.size("sliding_window", 4096) if c.flag("use_sliding_window") else None
     sparse: Module

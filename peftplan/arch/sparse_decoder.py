@@ -1,4 +1,4 @@
-"""What the mixture-of-experts decoders share: attention with masks, blocks, and a model of several kinds of blocks."""
+"""What mixture-of-experts decoders share: attention with masks, blocks, models of several kinds of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from peftplan.specs.tensors import Tensor
 
 
 class Given(NamedTuple):
-    """What the model has for its blocks beside the hidden states; each takes the mask of its kind."""
+    """What the model has for its blocks beside the hidden states; each takes its kind's mask."""
 
     table: Table
     full: Tensor | None  # mask of layers that see everything before
@@ -29,7 +29,7 @@ Masks = Callable[[Ops, int, int, DType], tuple[Tensor | None, Tensor | None]]
 
 
 class MaskedAttention(Module):
-    """Self-attention with grouped keys and values and rotary positions, perhaps with a norm over each head."""
+    """Self-attention with grouped keys and values, rotary positions, perhaps a norm over each head."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class MaskedAttention(Module):
         q, k = rotate_pair(t, q, k, table)
         out = t.view(t.attend(q, k, v, mask, self.dropout), (batch, length, self.heads * self.dim))
         out = t.call("o_proj", self.o_proj, out)
-        return out
+        return out  # type: ignore[no-any-return]
 
 
 class Block(Module):

@@ -38,13 +38,12 @@ class Shape:
 
 
 class Given(NamedTuple):
-    """What a stack's blocks share: biases, the encoder's output, the embedded words, the mask written out."""
+    """What a stack's blocks share: biases, the encoder's output, the mask written out."""
 
-    bias: Tensor | None
-    cross_bias: Tensor | None
-    encoded: Tensor | None
-    embedded: Tensor
-    mask: Tensor | None
+    bias: Tensor | None = None
+    cross_bias: Tensor | None = None
+    encoded: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Norm(Module):
@@ -298,8 +297,9 @@ def build(c: Config) -> ModelSpec:
 
     def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
         embedded = t.call("encoder.embed_tokens", encoder.embed_tokens, ids)
+        t.keep(embedded)
         check_padding(t, ids)
-        return t.dropout(embedded, s.dropout), Given(None, None, None, embedded, None)
+        return t.dropout(embedded, s.dropout), Given()
 
     def leave(t: Ops, x: Tensor, name: str = "decoder", stack: Stack = decoder) -> Tensor:
         x = t.call(f"{name}.final_layer_norm", stack.final_layer_norm, x)
@@ -310,15 +310,18 @@ def build(c: Config) -> ModelSpec:
         del x
         encoded = leave(t, passed.pop(), "encoder", encoder)
         given = None
+        t.release_kept()
         t.hand_out(encoded)
         ids = shifted(t, encoded)
         t.keep_to_loss(ids)
         t.follow_ids(ids)
         embedded = t.call("decoder.embed_tokens", decoder.embed_tokens, ids)
+        t.follow_ids(None)
+        t.keep(embedded)
         batch, length = ids.shape
         mask = attention_mask(t, batch, length, embedded.dtype)
         check_padding(t, ids)
-        return t.dropout(embedded, s.dropout), Given(None, None, encoded, embedded, mask)
+        return t.dropout(embedded, s.dropout), Given(encoded=encoded, mask=mask)
 
     def scaled(t: Ops, x: Tensor) -> Tensor:
         x = t.mul_scalar(x)

@@ -217,7 +217,10 @@ class ElementwiseOps(Engine):
         return self.attach(Tensor(shape, prod(shape), x.dtype, x.storage, None), node)
 
     def cat(self, xs: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
-        """Concatenate: the gradients are views of one. Autocast casts to the widest type before, cat itself inside."""
+        """Concatenate: the gradients are views of one.
+
+        Of several types the widest: autocast casts to it before, the kernel as it copies.
+        """
         dtype = xs[0].dtype
         for x in xs[1:]:
             dtype = promote(dtype, x.dtype)

@@ -33,8 +33,8 @@ class Player(InterfaceOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, 
         """What the model's output carries beside loss and logits, until the output is dropped."""
         self.returned.extend(tensors)
 
-    def follow_ids(self, ids: Tensor) -> None:
-        """Further ids (a decoder's) whose embeddings ask for a gradient where those of the first do."""
+    def follow_ids(self, ids: Tensor | None) -> None:
+        """Further ids (a decoder's) whose embeddings ask for a gradient where those of the first do; then None."""
         if self.leaf_ids is not None:
             self.leaf_ids = ids
 
@@ -44,7 +44,7 @@ class Player(InterfaceOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, 
             self.kept += [(self.layer, tensor) for tensor in tensors]
 
     def release_kept(self) -> bool:
-        """The model's own forward returns; whether anything died that a block left there."""
+        """The forward of a model or of one of its stacks returns; whether anything died that a block left there."""
         kept = self.kept
         self.handed_back.clear()
         while kept:

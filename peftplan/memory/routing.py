@@ -128,9 +128,7 @@ class RoutingOps(ElementwiseOps):
 
     def sum_groups(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Sum of consecutive rows to `shape` (autocast: in fp32); its gradient is copied out in full."""
-        node = self.link(
-            "SumBackward1", _sum_of_groups_backward, (), (x.edge,), (x.shape, x.numel, x.dtype)
-        )
+        node = self.link("SumBackward1", _sum_of_groups_backward, (), (x.edge,), (x.shape, x.numel, x.dtype))
         dtype = FP32 if self.autocast is not None else x.dtype
         return self.attach(self.new(shape, prod(shape), dtype, "sum"), node)
 
@@ -190,7 +188,7 @@ class RoutingOps(ElementwiseOps):
         return self.attach(self.new((rows, columns), rows * columns, x.dtype, "_grouped_mm"), node)
 
     def baddbmm(self, base: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
-        """base + alpha * lhs @ rhs over experts, autocast off: a tensor of the base's size; saves the factors."""
+        """base + alpha * lhs @ rhs over experts, autocast off; saves the factors."""
         node = self.link(
             "BaddbmmBackward0",
             _baddbmm_backward,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from peftplan.errors import BadInput
 from peftplan.memory.player import Player
 from peftplan.memory.timeline import Moment, Play, Timeline, read_timeline
 from peftplan.specs.formats import FP32, INT64, DType
@@ -50,7 +51,13 @@ def play_step(model: ModelSpec, step: StepSpec) -> Timeline:
 def _choose_attention(t: Player, model: ModelSpec, step: StepSpec) -> None:
     """The attention implementation: the one asked for, or eager where the family has no other."""
     t.compute_capability = step.compute_capability
-    t.attention = step.attention if step.attention in model.attention_kinds else "eager"
+    kinds = model.attention_kinds
+    if step.attention == "flash" and "flash" not in kinds:
+        raise BadInput(
+            f"--attention flash: transformers has no flash attention for {model.family}; "
+            f"take {' or '.join(kinds)}"
+        )
+    t.attention = step.attention if step.attention in kinds else "eager"
     if t.attention == "flash":
         linears = (m for _, m in model.runs[0].block.walk() if isinstance(m, Linear))
         t.load_dtype = next(linear.weight.dtype for linear in linears)

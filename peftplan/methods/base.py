@@ -27,11 +27,20 @@ def quantize_base(model: ModelSpec, quant: QuantFormat, compute_dtype: DType) ->
     """
     head = model.head
     kind = Linear8bit if quant.kind == "int8" else Linear4bit
-    for module, _, _ in model.groups():
+    left_dense = 0
+    for module, count, _ in model.groups():
         for name, child in list(module.walk()):
-            if not isinstance(child, Linear) or not child.convertible or child is head:
+            if not isinstance(child, Linear) or child is head:
+                continue
+            if not child.convertible:
+                left_dense += count * child.weight.numel
                 continue
             module.replace(name, kind(child, quant, compute_dtype))
+    if left_dense:
+        model.notes.append(
+            f"the {quant.kind} load leaves {left_dense:,} weights of {model.family}'s linears dense: "
+            "transformers 5 packs nn.Linear itself, no class derived from it, and none that it keeps in fp32"
+        )
     dense_experts = [
         parameter
         for _, parameter, count in model.parameters()

@@ -46,8 +46,8 @@ def convert(model: ModelSpec, targets: str | tuple[str, ...]) -> tuple[str | tup
         missing = [old for old in parts if old not in named]
         if missing and len(missing) < len(parts):
             raise BadInput(
-                f"--targets {shown(targets)}: {model.family} keeps {' and '.join(parts)} of its experts in one "
-                f"weight, so peft adapts them together; add {', '.join(missing)}"
+                f"--targets {shown(targets)}: {model.family} keeps {' and '.join(parts)} of its experts "
+                f"in one weight, so peft adapts them together; add {', '.join(missing)}"
             )
         if not missing:
             parameters[new] = len(parts)
@@ -76,9 +76,9 @@ def wrap_parameters(model: ModelSpec, parameters: Parameters, method: MethodSpec
                     largest = max(largest, parameter.num_bytes())
     if largest and method.dropout:
         raise BadInput(
-            f"--dropout {method.dropout} with --targets {shown(method.targets)}: {model.family} keeps its router "
-            "and experts as parameters, and peft adapts those without dropout only; give --dropout 0, or "
-            "--targets attention"
+            f"--dropout {method.dropout} with --targets {shown(method.targets)}: {model.family} keeps its "
+            "router and experts as parameters, and peft adapts those without dropout only; give "
+            "--dropout 0, or --targets attention"
         )
     if largest > NOTED_BYTES:
         model.notes.append(

@@ -176,6 +176,7 @@ def _train_biases(model: ModelSpec, bias: str) -> None:
         return
     for owner, _, _ in model.groups():
         for path, module in owner.walk():
-            parameter = module.parameters.get("bias")
-            if parameter is not None and (bias == "all" or path.endswith("base_layer")):
-                parameter.set_trainable(True)
+            for name, parameter in module.parameters.items():
+                of_adapted = name == "bias" and path.endswith("base_layer")
+                if parameter.role != "buffer" and (of_adapted or (bias == "all" and "bias" in name)):
+                    parameter.set_trainable(True)

@@ -18,16 +18,18 @@ Fold = Callable[[Ops], Tensor]
 
 
 class LoraParameter(Module):
-    """Wraps the module that owns a parameter; a second parameter of it is adapted by a wrapper around this one."""
+    """Wraps the module that owns a parameter; its second parameter gets a wrapper around this one."""
+
+    owner: BareWeights
 
     def __init__(self, base: Module, name: str, rank: int, dtype: DType) -> None:
         super().__init__()
+        self.base_layer: Module = base
         owner = base
         while isinstance(owner, LoraParameter):
             owner = owner.base_layer
         assert isinstance(owner, BareWeights)
-        self.base_layer = base
-        object.__setattr__(self, "owner", owner)  # no child of its own: it stands below base_layer
+        object.__setattr__(self, "owner", owner)  # no child: it stands below base_layer
         self.name, self.rank = name, rank
         shape = owner.parameters[name].shape
         self.num_experts = shape[0] if len(shape) == 3 else 1
@@ -36,8 +38,8 @@ class LoraParameter(Module):
         self.lora_B = Linear(rank * self.num_experts, self.out_features, False, dtype)
         self.lora_A.weight.role = self.lora_B.weight.role = "adapter"
 
-    def forward(self, t: Ops, x: Tensor, *args: Any) -> Any:  # type: ignore[override]
-        owner: BareWeights = self.owner  # type: ignore[attr-defined]
+    def forward(self, t: Ops, x: Tensor, *args: Any) -> Any:
+        owner = self.owner
         weight = owner.parameters[self.name]
         fold = self._experts_fold(t, weight) if self.num_experts > 1 else self._matrix_fold(t, weight)
         with t.no_grad():  # its graph goes with it
@@ -62,11 +64,11 @@ class LoraParameter(Module):
         lhs = t.permuted(self.lora_B.weight, (experts, self.out_features, rank))
         lhs = t.to(lhs, weight.dtype)
         rhs = t.to(t.view(self.lora_A.weight, (experts, rank, self.in_features)), weight.dtype)
-        return lambda t: t.baddbmm(weight, lhs, rhs)  # type: ignore[no-any-return]
+        return lambda t: t.baddbmm(weight, lhs, rhs)
 
     def _matrix_fold(self, t: Ops, weight: Parameter) -> Fold:
         """The product on its own, scaled and brought to the weight's type, then a sum."""
         shape = (self.out_features, self.in_features)
         delta = t.mul_scalar(t.matmul(self.lora_B.weight, self.lora_A.weight, shape))
         delta = t.to(delta, weight.dtype)
-        return lambda t: t.add(weight, delta)  # type: ignore[no-any-return]
+        return lambda t: t.add(weight, delta)

@@ -113,9 +113,9 @@ def matched(
     required: bool = True,
     written: str | tuple[str, ...] | None = None,
 ) -> list[tuple[Module, str, Module]]:
-    """(owner, path below it, module) of every module that the specification names; none is an error if required.
+    """(owner, path below it, module) of every module that the specification names.
 
-    `written` is what the user wrote, where `targets` was made from it.
+    None is an error if one is `required`; `written` is what the user wrote, where `targets` was made from it.
     """
     if not targets and not required:
         return []

@@ -63,7 +63,7 @@ class Module:
         setattr(self.child(parent) if parent else self, name, new)
 
     def takes(self, given: Any) -> Any:
-        """As a block: what it is handed of all that the model gives its blocks; a checkpoint keeps only this."""
+        """As a block: what it is handed of what the model gives its blocks; a checkpoint keeps only this."""
         return given
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ DECODERS = {
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gemma3", "phi3"),
     *("granite", "gpt2", "gpt_neox", "gptj", "opt", "phi", "falcon", "bloom"),
 }
+EAGER_ONLY = {"gemma2", "bloom"}
 NAMED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "granite"}
 
 
@@ -51,7 +52,7 @@ def draw(rng: random.Random, families: set[str]) -> tuple[str, int, dict[str, An
         request["adapter_dtype"] = "bf16"
     if method == "qlora" and rng.random() < 0.15:
         request["kbit_prepare"] = False
-    if rng.random() < 0.12:
+    if family in EAGER_ONLY or rng.random() < 0.12:
         request["attention"] = "eager"
         request["seq_len"] = min(request["seq_len"], 1024)
     return record.id, rng.choice([2, 3, 4, 6]), request

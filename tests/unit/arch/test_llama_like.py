@@ -210,6 +210,14 @@ def test_flash_makes_no_mask_for_a_window() -> None:
     assert plain - flash == 4 * 8
 
 
+def test_flash_is_refused_where_the_family_has_none() -> None:
+    """Flash attention is asked for by name, so that no other form quietly takes its place."""
+    model = prepared(tiny("llama"))
+    model.attention_kinds = ("sdpa", "eager")
+    with pytest.raises(BadInput, match="no flash attention for llama"):
+        play(model, attention="flash")
+
+
 def test_flash_refuses_fp32_and_wide_heads() -> None:
     """The package has no fp32 kernels and none for heads above 256 values: one line each."""
     model = build_model(tiny("llama"))
