@@ -67,6 +67,11 @@ SOURCES: dict[str, Source] = {
         "aten/src/ATen/native/LossNLL.cpp, aten/src/ATen/native/cuda/SoftMax.cu",
         _TORCH,
     ),
+    "torch-parametrize": Source(
+        "PyTorch's parametrized weights: computed once to be checked, once when they are used",
+        "torch/nn/utils/parametrize.py",
+        _TORCH,
+    ),
     "torch-checkpoint": Source(
         "PyTorch's activation checkpointing, non-reentrant",
         "torch/utils/checkpoint.py",
@@ -141,6 +146,11 @@ SOURCES: dict[str, Source] = {
         "flash_attn/flash_attn_interface.py, FlashAttnFunc",
         "flash-attn 2.8",
     ),
+    "transformers-experts": Source(
+        "Experts kept as one tensor a layer, and the grouped products that run them",
+        "transformers/integrations/moe.py",
+        _TRANSFORMERS,
+    ),
     "transformers-loss": Source(
         "The losses of language models: upcast, shifted labels, no copy of the logits",
         "transformers/loss/loss_utils.py",
@@ -175,6 +185,11 @@ SOURCES: dict[str, Source] = {
     "peft-targets": Source(
         "How peft resolves target_modules, all-linear included",
         "peft/tuners/tuners_utils.py",
+        _PEFT,
+    ),
+    "peft-experts": Source(
+        "Targets that transformers 5 turned from linears into parameters, and which parameters peft adapts",
+        "peft/utils/transformers_weight_conversion.py",
         _PEFT,
     ),
     # ---- bitsandbytes and kernels

@@ -164,17 +164,15 @@ def _windows(c: Config, row: Row, kinds: list[str]) -> dict[str, int | None]:
 
 
 def _rotary(c: Config, row: Row, dim: int, kinds: list[str]) -> RotaryEmbedding:
-    """Rotary frequencies: of a part of each head, by kind of layer, or with a second set for long inputs."""
+    """Rotary frequencies: of a part of each head, or by kind of layer.
+
+    Assumes: the second set that longrope makes in its first forward pass (2 * dim bytes) is left out.
+    """
     if row.tables_by_kind:
         return KindsRotaryEmbedding(dim, sorted(set(kinds)))
     if row.fused:
         dim = rotary_width(c, dim, "partial_rotary_factor", 1.0)
-    rotary = RotaryEmbedding(dim)
-    scaling = c.section("rope_scaling") or c.section("rope_parameters")
-    kind = scaling and scaling.get("rope_type", scaling.get("type"))
-    if kind == "longrope" or (row.fused and kind in ("su", "yarn")):
-        rotary.long_inv_freq = Parameter((dim // 2,), FP32, role="buffer")
-    return rotary
+    return RotaryEmbedding(dim)
 
 
 def _runs(row: Row, s: Shape, kinds: list[str]) -> list[BlockRun]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from peftplan.memory.tape import Engine
+from peftplan.memory.tape import Engine, Leaf
 from peftplan.specs.formats import BOOL, FP16, FP32, INT64, DType, promote
 from peftplan.specs.tensors import Parameter, Tensor
 
@@ -145,9 +145,11 @@ class ElementwiseOps(Engine):
         """What autocast passes to an operation of its lower-precision list."""
         if dtype is None or x.dtype is dtype or not x.dtype.is_float:
             return x
-        if x.__class__ is Parameter and x.edge is not None and x.dtype is FP32:
-            # cast once and kept until the autocast region ends (ATen/autocast_mode.cpp cached_cast)
-            key = (id(x), self.layer)
+        if x.edge is not None and x.dtype is FP32 and x.edge[0].__class__ in (Parameter, Leaf):
+            if x.__class__ is not Parameter and x.edge[0].__class__ is Parameter:
+                return self.to(x, dtype)  # a view of a weight
+            # a leaf is cast once and kept until the autocast region ends (ATen/autocast_mode.cpp cached_cast)
+            key = (id(x.edge[0]), self.layer)
             held = self.autocast_cache.get(key)
             if held is None:
                 held = self.autocast_cache[key] = self.to(x, dtype)
