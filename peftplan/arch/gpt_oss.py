@@ -1,8 +1,7 @@
 """gpt-oss: attention with a learned sink for each head, experts with biases and a clamped gate.
 
-Source: transformers 5.23 modeling_gpt_oss.py, configuration_gpt_oss.py. The family has no sdpa form: unless
-told otherwise transformers runs it eager, and so do these programs for `sdpa`. Its flash form takes a kernel
-from the Hub, which is read here as the flash-attention package.
+Source: transformers 5.23 modeling_gpt_oss.py, configuration_gpt_oss.py. Its flash form takes a kernel from
+the Hub, which is read here as the flash-attention package.
 """
 
 from __future__ import annotations
@@ -243,8 +242,10 @@ def build(c: Config) -> ModelSpec:
         inactive_params=len(windowed) * inactive_weights(experts, top_k),
         former_linears=None,
     )
+    spec.attention_kinds = ("flash", "eager")
     spec.notes.append(
-        "transformers has no sdpa attention for gpt_oss and runs it eager: scores of every two positions"
+        "transformers has no sdpa attention for gpt_oss and runs it eager: scores of every two positions; "
+        "its flash attention is a kernel from the Hub, counted like the flash-attention package's"
     )
     spec.notes += router_notes(c)
     return spec

@@ -9,7 +9,7 @@ from peftplan.breakdown import Node, branch, leaf
 from peftplan.memory.overheads import NUM_WORKSPACES, cublas_workspace_bytes
 from peftplan.memory.resident import Resident, Tally, tally_resident
 from peftplan.memory.step import Moment, Timeline, play_step
-from peftplan.memory.tape import Record
+from peftplan.memory.graph import Record
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.specs.formats import BLOCK_BYTES
 from peftplan.specs.model import ModelSpec

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from peftplan.memory.tape import Engine, Leaf
+from peftplan.memory.backward import BackwardEngine
+from peftplan.memory.graph import Leaf
 from peftplan.specs.formats import BOOL, FP16, FP32, INT64, DType, promote
 from peftplan.specs.tensors import Parameter, Tensor
 
@@ -126,7 +127,7 @@ def _dropout_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (t.like(g, "native_dropout_backward"),)
 
 
-class ElementwiseOps(Engine):
+class ElementwiseOps(BackwardEngine):
     """Everything that is not a matrix product, attention or the loss."""
 
     # ---- types
@@ -173,7 +174,7 @@ class ElementwiseOps(Engine):
         return self.attach(Tensor(shape, prod(shape), x.dtype, x.storage, None), node)
 
     def pick(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """x[..., [i], ...], indexed by a list: a copy; saves the index, its gradient is a tensor of the full size."""
+        """x[..., [i], ...], indexed by a list: a copy; saves the index, its gradient has the full size."""
         index = self.new((1,), 1, INT64, "index")
         node = self.link("IndexBackward0", _index_backward, (index,), (x.edge,), (x.shape, x.numel))
         return self.attach(self.new(shape, prod(shape), x.dtype, "index"), node)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftplan.memory.convolution import ConvolutionOps
 from peftplan.memory.bloom_gelu import BloomGeluOps
+from peftplan.memory.convolution import ConvolutionOps
 from peftplan.memory.fused_loss import FusedLossOps
 from peftplan.memory.interface import InterfaceOps
 from peftplan.memory.latent import LatentOps
@@ -39,7 +39,7 @@ class Player(InterfaceOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, 
             self.leaf_ids = ids
 
     def keep(self, *tensors: Tensor) -> None:
-        """What the model's own forward holds in local variables until it returns, beside what blocks are given."""
+        """What the model's forward holds in local variables until it returns, beside what blocks are given."""
         if self.recording is None:
             self.kept += [(self.layer, tensor) for tensor in tensors]
 

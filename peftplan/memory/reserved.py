@@ -20,7 +20,7 @@ from peftplan.memory.allocator import (
     OutOfCapacity,
 )
 from peftplan.memory.overheads import NUM_WORKSPACES, cublas_workspace_bytes
-from peftplan.memory.tape import Record
+from peftplan.memory.graph import Record
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.specs.formats import FP32, allocated_bytes
 from peftplan.specs.model import ModelSpec

@@ -12,124 +12,14 @@ accumulate_grad.h) and torch/utils/checkpoint.py (non-reentrant).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from sys import getrefcount
 from typing import Any
 
+from peftplan.memory.graph import Backward, Frame, Leaf, Node, Record, Segment, StopRecompute, Storage
 from peftplan.specs.formats import UINT8, DType
-from peftplan.specs.tensors import Edge, Parameter, Tensor
-
-# A backward formula: (tape, gradient of the output, saved tensors, context) -> input gradients.
-Backward = Callable[[Any, Any, Sequence[Any], Any], Sequence[Tensor | None]]
-
-
-class Record:
-    """One allocation: what it was for, its size, and the clock at its birth and death."""
-
-    __slots__ = ("born", "died", "dtype", "kind", "module", "nbytes", "op", "shape", "size")
-
-    def __init__(
-        self,
-        nbytes: int,
-        size: int,
-        born: int,
-        op: str,
-        module: str,
-        shape: tuple[int, ...],
-        dtype: DType,
-        kind: str,
-    ) -> None:
-        self.nbytes, self.size, self.born, self.died = nbytes, size, born, 0
-        self.op, self.module, self.shape, self.dtype, self.kind = op, module, shape, dtype, kind
-
-
-class Storage:
-    """Bytes on the device; freed when the last tensor that refers to them goes."""
-
-    __slots__ = ("record", "tape")
-
-    def __init__(self, tape: Engine, record: Record) -> None:
-        self.tape, self.record = tape, record
-
-    def __del__(self) -> None:
-        tape, record = self.tape, self.record
-        tape.clock += 1
-        record.died = tape.clock
-        tape.level_bytes -= record.size
-        tape.requested_bytes -= record.nbytes
-
-
-class Node:
-    """An operation in the graph: its backward formula, saved tensors and where gradients go."""
-
-    __slots__ = ("context", "edges", "fn", "frame", "grad", "layer", "module", "name", "outputs", "saved")
-
-    def __init__(
-        self,
-        fn: Backward,
-        saved: Any,
-        edges: Sequence[Edge | None],
-        context: Any,
-        module: str,
-        layer: int,
-        name: str,
-    ) -> None:
-        self.fn, self.saved, self.edges, self.context = fn, saved, edges, context
-        self.module, self.name, self.layer = module, name, layer
-        self.grad: Any = None
-        self.frame: Frame | None = None
-        self.outputs = 1
-
-
-class Frame:
-    """A checkpointed region: how to run it again, and what it then has to hand out."""
-
-    __slots__ = ("inputs", "num_saved", "recomputed", "run", "state")
-
-    def __init__(
-        self, run: Callable[..., Any], inputs: tuple[Tensor, ...], state: DType | None
-    ) -> None:
-        self.run, self.inputs, self.state = run, inputs, state
-        self.num_saved = 0
-        self.recomputed: list[Any] | None = None
-
-
-class Leaf:
-    """A tensor that is no weight and asks for a gradient: both stay until the loss goes."""
-
-    __slots__ = ("grad", "tensor")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        self.grad: Tensor | None = None
-
-
-class Segment:
-    """A stretch of the step between two marks: its peak level, and the level it ended at."""
-
-    __slots__ = (
-        "end_bytes",
-        "end_gradient_bytes",
-        "end_held_bytes",
-        "end_requested",
-        "name",
-        "peak_bytes",
-        "peak_clock",
-        "start_bytes",
-        "start_clock",
-        "start_requested",
-    )
-
-    def __init__(self, name: str, start_bytes: int, start_requested: int, start_clock: int) -> None:
-        self.name, self.start_bytes, self.start_clock = name, start_bytes, start_clock
-        self.start_requested = self.end_requested = start_requested
-        self.end_gradient_bytes = self.end_held_bytes = 0
-        self.peak_bytes, self.peak_clock, self.end_bytes = start_bytes, start_clock, start_bytes
-
-
-class _StopRecompute(Exception):
-    """Raised when a recomputation has produced the last tensor that was saved (early stop)."""
+from peftplan.specs.tensors import Edge, Tensor
 
 
 class Engine:
@@ -215,7 +105,7 @@ class Engine:
         edges: tuple[Edge | None, ...],
         context: Any = None,
     ) -> Node | None:
-        """Record an operation for backward, if any input wants a gradient. Call before allocating the output."""
+        """Record an operation for backward if an input wants a gradient; call before allocating the output."""
         if not self.grad_enabled:
             return None
         for edge in edges:
@@ -241,7 +131,7 @@ class Engine:
                 if tensor is not None:
                     recording.append(tensor)
                     if len(recording) == self.recording_target:
-                        raise _StopRecompute
+                        raise StopRecompute
             return
         frame = self.frame
         if frame is None:
@@ -264,57 +154,6 @@ class Engine:
         if node is not None:
             out.edge = (node, 0, out.dtype, out.numel)
         return out
-
-    def _unpack(self, node: Node) -> list[Any]:
-        frame = node.frame
-        assert frame is not None
-        if frame.recomputed is None:
-            self._recompute(frame)
-        recomputed = frame.recomputed
-        assert recomputed is not None
-        saved = []
-        for number in node.saved:
-            if number < 0:
-                saved.append(None)
-            else:
-                saved.append(recomputed[number])
-                recomputed[number] = None
-        return saved
-
-    def _recompute(self, frame: Frame) -> None:
-        outer = (
-            self.nodes,
-            self.frame,
-            self.autocast,
-            self.autocast_cache,
-            self.module,
-            self.layer,
-            self.held,
-            self.kind,
-        )
-        self.kind, self.module = "recomputed activation", ""
-        self.nodes, self.frame, self.held = [], None, []
-        self.autocast, self.autocast_cache = frame.state, {}
-        self.recording, self.recording_target = [], frame.num_saved
-        self.grad_enabled = True
-        try:
-            frame.run(*[self.leaf(x) for x in frame.inputs])
-        except _StopRecompute:
-            pass
-        finally:
-            frame.recomputed = self.recording
-            self.recording = None
-            self.grad_enabled = False
-            (
-                self.nodes,
-                self.frame,
-                self.autocast,
-                self.autocast_cache,
-                self.module,
-                self.layer,
-                self.held,
-                self.kind,
-            ) = outer
 
     @staticmethod
     def leaf(x: Tensor) -> Tensor:
@@ -377,106 +216,3 @@ class Engine:
                 record = held.storage.record
                 size, nbytes = self.cleared.get(key[1], (0, 0))
                 self.cleared[key[1]] = (size + record.size, nbytes + record.nbytes)
-
-    # ---- backward
-    def backward(self) -> None:
-        """Run the recorded graph backwards, freeing saved tensors as the engine does."""
-        self.grad_enabled = False
-        nodes = self.nodes
-        while nodes:
-            node = nodes.pop()
-            if node.__class__ is str:
-                self.mark(node)  # type: ignore[arg-type]
-                continue
-            if node.grad is not None:  # type: ignore[union-attr]
-                self._step(node)  # type: ignore[arg-type]
-            del node
-        self.grad_enabled = True
-
-    def _step(self, node: Node) -> None:
-        grad, node.grad = node.grad, None
-        self.module, self.layer = node.module, node.layer
-        saved: Any = node.saved if node.frame is None else self._unpack(node)
-        results = list(node.fn(self, grad, saved, node.context))
-        if node.frame is not None:
-            saved = None  # what was recomputed dies with the formula's locals, before gradients are cast
-        edges = node.edges
-        for i, edge in enumerate(edges):
-            if edge is None or results[i] is None:
-                results[i] = None
-                continue
-            if results[i].numel != edge[3]:
-                results[i] = self.sum_to(results[i], edge[3])
-            if results[i].dtype is not edge[2]:
-                results[i] = self.cast(results[i], edge[2])
-        # the incoming gradient goes first, then the saved tensors; only then are outputs handed on
-        del grad, saved
-        node.saved = node.frame = None
-        for i, edge in enumerate(edges):
-            if results[i] is None or edge is None:
-                continue
-            grad, results[i] = results[i], None
-            target = edge[0]
-            if target is None:
-                pass
-            elif target.__class__ is Parameter:
-                self._accumulate(target, grad, node.layer)
-            elif target.__class__ is Leaf:
-                if getrefcount(grad.storage) > 2:  # shared with another holder: cloned, not taken
-                    grad = self.like(grad, "gradient")
-                target.grad = grad
-            elif target.outputs > 1:
-                if target.grad is None:
-                    target.grad = [None] * target.outputs
-                target.grad[edge[1]] = grad
-            elif target.grad is None:
-                target.grad = grad
-            else:
-                held, target.grad = target.grad, None
-                target.grad = self._add_grads(held, grad)
-                del held
-            del grad
-
-    def _add_grads(self, held: Tensor, grad: Tensor) -> Tensor:
-        """Sum two gradients that meet: in place where the engine owns the first, else into a new one.
-
-        A linear's gradients are views of what its product made, and the engine does not own a view.
-        """
-        # this function's argument, the caller's name and the call of getrefcount itself
-        if getrefcount(held) <= 3 and getrefcount(held.storage) <= 2 and not _viewed(held):
-            return held
-        return self.new(held.shape, held.numel, held.dtype, "gradient sum")
-
-    def _accumulate(self, parameter: Parameter, grad: Tensor, node_layer: int) -> None:
-        key = id(parameter), node_layer
-        if key[0] in self.shared:
-            # a shared weight's gradients are summed before its accumulation node runs
-            held = self.pending.pop(key, None)
-            if held is not None:
-                own = getrefcount(held.storage) <= 2 and not _viewed(held)
-                grad = held if own else self.like(held, "gradient sum")
-                del held
-            self.uses[key] -= 1
-            if self.uses[key]:
-                self.pending[key] = grad
-                return
-        if self.accumulating:
-            return  # added into the gradient that is there; `grad` goes with the caller's reference
-        if getrefcount(grad.storage) > 2:  # shared with another holder: cloned, not taken
-            grad = self.like(grad, "gradient")
-        grad.storage.record.kind = "gradient"
-        self.gradient_bytes += grad.storage.record.size
-        self.grads[key] = grad
-
-    # ---- provided by the operations
-    def sum_to(self, grad: Tensor, numel: int) -> Tensor:
-        raise NotImplementedError
-
-    def cast(self, x: Tensor, dtype: DType) -> Tensor:
-        raise NotImplementedError
-
-
-def _viewed(grad: Tensor) -> bool:
-    """Whether a gradient is a linear's: its weight's, transposed, or its input's, folded to two dimensions and back."""
-    record = grad.storage.record
-    return record.op == "mm.t" or (record.op == "mm" and len(record.shape) > 2)

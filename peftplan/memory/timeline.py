@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from peftplan.memory.player import Player
-from peftplan.memory.tape import Record
+from peftplan.memory.graph import Record
 
 
 @dataclass(slots=True)

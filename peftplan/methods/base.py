@@ -60,11 +60,19 @@ def prepare_for_kbit(model: ModelSpec) -> None:
 
     Source: peft-kbit.
     """
-    for _, parameter, _ in model.parameters():
+    raised = 0
+    for _, parameter, count in model.parameters():
         if parameter.role == "weight":
+            if parameter.quant is None and len(parameter.shape) == 3 and parameter.dtype.itemsize == 2:
+                raised += count * parameter.numel
             if parameter.loaded_dtype is not None:  # cast up here, and back by the first forward pass
                 if parameter.loaded_dtype.itemsize == 2:
                     parameter.loaded_dtype = FP32
             elif parameter.quant is None and parameter.dtype.itemsize == 2:
                 parameter.set_dtype(FP32)
             parameter.set_trainable(False)
+    if raised:
+        model.notes.append(
+            f"prepare_model_for_kbit_training casts those {raised:,} expert weights to fp32, 4 bytes each; "
+            "--no-kbit-prepare leaves them as they were loaded"
+        )

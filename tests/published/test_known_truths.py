@@ -23,18 +23,26 @@ def test_mistral_full_bf16_as_measured_on_an_a100(micro_batch: int) -> None:
     assert memory.peak_allocated_bytes == pytest.approx(72_434_837_504, rel=1e-4)
 
 
-def test_mistral_qlora_as_measured_on_an_a100() -> None:
-    """QLoRA r=16 on q,k,v,o, dropout 0.1, batch 4 x 4096 peaked at 20.56e9 and 20.67e9 bytes."""
+@pytest.mark.parametrize(
+    ("micro_batch", "measured"),
+    [(4, (20_556_796_416, 20_669_338_112)), (8, (36_801_860_096, 37_002_646_016))],
+)
+def test_mistral_qlora_as_measured_on_an_a100(micro_batch: int, measured: tuple[int, ...]) -> None:
+    """QLoRA r=16 on q,k,v,o, dropout 0.1, 4096 tokens, flash-attention package, two library generations.
+
+    With sdpa transformers 5 builds a mask at this length, which is the model's sliding window.
+    """
     memory = report(
         model="mistralai/Mistral-7B-v0.1",
         method="qlora",
         targets="attention",
         dropout=0.1,
-        micro_batch=4,
+        micro_batch=micro_batch,
         seq_len=4096,
+        attention="flash",
     ).memory
-    assert memory.peak_allocated_bytes == pytest.approx(20_556_796_416, rel=0.01)
-    assert memory.peak_allocated_bytes == pytest.approx(20_669_338_112, rel=0.01)
+    for peak in measured:
+        assert memory.peak_allocated_bytes == pytest.approx(peak, rel=0.01)
 
 
 def test_full_bf16_adamw_is_ten_bytes_a_parameter_and_fused_eight() -> None:
@@ -76,7 +84,7 @@ def test_gpt3_adapters_as_in_the_papers_table() -> None:
 
 
 def test_llama_2_70b_qlora_as_the_full_depth_trace_said() -> None:
-    """80 layers at full depth: the trace of the real libraries gave 44.1 GiB allocated and 5.919 GiB alive."""
+    """80 layers: the full-depth trace of the real libraries gave 44.1 GiB allocated, 5.919 GiB alive."""
     memory = report(model="llama-70b", method="qlora").memory
     assert memory.peak_allocated_bytes / 2**30 == pytest.approx(44.100, rel=0.001)
     assert memory.activations_bytes / 2**30 == pytest.approx(5.919, rel=0.001)

@@ -1,0 +1,171 @@
+"""The backward pass: nodes in reverse order, recomputation of checkpoints, and where gradients meet.
+
+Source: torch 2.13 autograd engine (torch/csrc/autograd/engine.cpp, input_buffer.cpp,
+accumulate_grad.h) and torch/utils/checkpoint.py (non-reentrant).
+"""
+
+from __future__ import annotations
+
+from sys import getrefcount
+from typing import Any
+
+from peftplan.memory.graph import Frame, Leaf, Node, StopRecompute
+from peftplan.memory.tape import Engine
+from peftplan.specs.formats import DType
+from peftplan.specs.tensors import Parameter, Tensor
+
+
+class BackwardEngine(Engine):
+    """The tape run backwards."""
+
+    def backward(self) -> None:
+        """Run the recorded graph backwards, freeing saved tensors as the engine does."""
+        self.grad_enabled = False
+        nodes = self.nodes
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, str):
+                self.mark(node)
+            elif node.grad is not None:
+                self._step(node)
+            del node
+        self.grad_enabled = True
+
+    def _step(self, node: Node) -> None:
+        grad, node.grad = node.grad, None
+        self.module, self.layer = node.module, node.layer
+        saved: Any = node.saved if node.frame is None else self._unpack(node)
+        results: list[Any] = list(node.fn(self, grad, saved, node.context))
+        if node.frame is not None:
+            saved = None  # what was recomputed dies with the formula's locals, before gradients are cast
+        edges = node.edges
+        for i, edge in enumerate(edges):
+            if edge is None or results[i] is None:
+                results[i] = None
+                continue
+            if results[i].numel != edge[3]:
+                results[i] = self.sum_to(results[i], edge[3])
+            if results[i].dtype is not edge[2]:
+                results[i] = self.cast(results[i], edge[2])
+        # the incoming gradient goes first, then the saved tensors; only then are outputs handed on
+        del grad, saved
+        node.saved = node.frame = None
+        for i, edge in enumerate(edges):
+            if results[i] is None or edge is None:
+                continue
+            grad, results[i] = results[i], None
+            target = edge[0]
+            if target is None:
+                pass
+            elif target.__class__ is Parameter:
+                self._accumulate(target, grad, node.layer)
+            elif target.__class__ is Leaf:
+                if getrefcount(grad.storage) > 2:  # shared with another holder: cloned, not taken
+                    grad = self.like(grad, "gradient")
+                target.grad = grad
+            elif target.outputs > 1:
+                if target.grad is None:
+                    target.grad = [None] * target.outputs
+                target.grad[edge[1]] = grad
+            elif target.grad is None:
+                target.grad = grad
+            else:
+                held, target.grad = target.grad, None
+                target.grad = self._add_grads(held, grad)
+                del held
+            del grad
+
+    def _add_grads(self, held: Tensor, grad: Tensor) -> Tensor:
+        """Sum two gradients that meet: in place where the engine owns the first, else into a new one.
+
+        A linear's gradients are views of what its product made, and the engine does not own a view.
+        """
+        # this function's argument, the caller's name and the call of getrefcount itself
+        if getrefcount(held) <= 3 and getrefcount(held.storage) <= 2 and not _viewed(held):
+            return held
+        return self.new(held.shape, held.numel, held.dtype, "gradient sum")
+
+    def _accumulate(self, parameter: Parameter, grad: Tensor, node_layer: int) -> None:
+        key = id(parameter), node_layer
+        if key[0] in self.shared:
+            # a shared weight's gradients are summed before its accumulation node runs
+            held = self.pending.pop(key, None)
+            if held is not None:
+                own = getrefcount(held.storage) <= 2 and not _viewed(held)
+                grad = held if own else self.like(held, "gradient sum")
+                del held
+            self.uses[key] -= 1
+            if self.uses[key]:
+                self.pending[key] = grad
+                return
+        if self.accumulating:
+            return  # added into the gradient that is there; `grad` goes with the caller's reference
+        if getrefcount(grad.storage) > 2:  # shared with another holder: cloned, not taken
+            grad = self.like(grad, "gradient")
+        grad.storage.record.kind = "gradient"
+        self.gradient_bytes += grad.storage.record.size
+        self.grads[key] = grad
+
+    def _unpack(self, node: Node) -> list[Any]:
+        frame = node.frame
+        assert frame is not None
+        if frame.recomputed is None:
+            self._recompute(frame)
+        recomputed = frame.recomputed
+        assert recomputed is not None
+        saved: list[Any] = []
+        for number in node.saved:
+            if number < 0:
+                saved.append(None)
+            else:
+                saved.append(recomputed[number])
+                recomputed[number] = None
+        return saved
+
+    def _recompute(self, frame: Frame) -> None:
+        outer = (
+            self.nodes,
+            self.frame,
+            self.autocast,
+            self.autocast_cache,
+            self.module,
+            self.layer,
+            self.held,
+            self.kind,
+        )
+        self.kind, self.module = "recomputed activation", ""
+        self.nodes, self.frame, self.held = [], None, []
+        self.autocast, self.autocast_cache = frame.state, {}
+        self.recording, self.recording_target = [], frame.num_saved
+        self.grad_enabled = True
+        try:
+            frame.run(*[self.leaf(x) for x in frame.inputs])
+        except StopRecompute:
+            pass
+        finally:
+            frame.recomputed = self.recording
+            self.recording = None
+            self.grad_enabled = False
+            (
+                self.nodes,
+                self.frame,
+                self.autocast,
+                self.autocast_cache,
+                self.module,
+                self.layer,
+                self.held,
+                self.kind,
+            ) = outer
+
+    # ---- provided by the operations
+    def sum_to(self, grad: Tensor, numel: int) -> Tensor:
+        raise NotImplementedError
+
+    def cast(self, x: Tensor, dtype: DType) -> Tensor:
+        raise NotImplementedError
+
+
+def _viewed(grad: Tensor) -> bool:
+    """Whether a gradient is a linear's: its weight's, transposed, or its input's, folded and unfolded."""
+    record = grad.storage.record
+    return record.op == "mm.t" or (record.op == "mm" and len(record.shape) > 2)
