@@ -27,9 +27,7 @@ class Node(BaseModel):
 
 def leaf(name: str, num_bytes: int, formula: str = "", source: str = "") -> Node:
     """A node with bytes of its own."""
-    return Node.model_construct(
-        name=name, bytes=num_bytes, children=(), formula=formula, source=source
-    )
+    return Node.model_construct(name=name, bytes=num_bytes, children=(), formula=formula, source=source)
 
 
 def branch(name: str, children: Iterable[Node], formula: str = "", source: str = "") -> Node:

@@ -156,8 +156,6 @@ OPTIMIZERS: dict[str, Optimizer] = {
             _factored,
             step_each=_adafactor_work,
         ),
-        Optimizer(
-            "lion", "bitsandbytes Lion, 32 bit: one fp32 state", "bnb-optimizers", _one_fp32_moment
-        ),
+        Optimizer("lion", "bitsandbytes Lion, 32 bit: one fp32 state", "bnb-optimizers", _one_fp32_moment),
     )
 }

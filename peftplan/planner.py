@@ -155,10 +155,7 @@ def _fit(gpu: GpuRecord, plan: Plan, settled: Settled, memory: Memory) -> GpuFit
         settled.least_capacity_bytes = settled.replay.least_capacity_bytes(settled.reserved_bytes)
     least = settled.least_capacity_bytes
     needed = least + outside.middle_bytes
-    certain = (
-        memory.interval.high_bytes <= gpu.usable_bytes
-        or memory.interval.low_bytes > gpu.usable_bytes
-    )
+    certain = memory.interval.high_bytes <= gpu.usable_bytes or memory.interval.low_bytes > gpu.usable_bytes
     return GpuFit.model_construct(
         name=gpu.name,
         num_gpus=plan.request.gpus,
@@ -177,9 +174,7 @@ def _other_recipes(plan: Plan) -> tuple[RecipeTotal, ...]:
         return ()
     totals = []
     for precision, (weights, _) in FULL_RECIPES.items():
-        request = plan.request.model_copy(
-            update={"precision": precision, "base_dtype": weights.short}
-        )
+        request = plan.request.model_copy(update={"precision": precision, "base_dtype": weights.short})
         try:
             other = settle(resolve(request))
         except BadInput:  # a recipe that the other options rule out
@@ -206,7 +201,9 @@ def _notes(plan: Plan, model: ModelSpec) -> tuple[str, ...]:
         notes.append(f"{plan.gpu.name}: usable memory {plan.gpu.capacity_basis}")
         if plan.gpu.compute_capability is None:
             notes.append(f"{plan.gpu.name} is no CUDA device: kernels of an A100 are assumed")
-    notes.append("peak_reserved_bytes is modelled, not derived to the byte; device_bytes adds a CUDA context from literature")
+    notes.append(
+        "peak_reserved_bytes is modelled, not derived to the byte; device_bytes adds a CUDA context from literature"
+    )
     return tuple(notes)
 
 

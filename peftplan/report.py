@@ -138,9 +138,7 @@ class Comparison(_Frozen):
     @classmethod
     def of(cls, columns: tuple[Report, ...]) -> Comparison:
         """The comparison of these answers: every part that any of their peaks has."""
-        parts = [
-            {node.name: node.bytes for node in column.memory.breakdown.children} for column in columns
-        ]
+        parts = [{node.name: node.bytes for node in column.memory.breakdown.children} for column in columns]
         names: list[str] = []
         for part in parts:
             after = 0  # a name that is new stands behind the one before it
@@ -149,7 +147,6 @@ class Comparison(_Frozen):
                     names.insert(after, name)
                 after = names.index(name) + 1
         terms = tuple(
-            Term.model_construct(name=name, bytes=tuple(part.get(name, 0) for part in parts))
-            for name in names
+            Term.model_construct(name=name, bytes=tuple(part.get(name, 0) for part in parts)) for name in names
         )
         return cls.model_construct(columns=columns, terms=terms)

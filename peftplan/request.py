@@ -48,13 +48,9 @@ class Request(BaseModel):
         int, Field(ge=1, le=MAX_TOKENS, strict=True, description="micro-batches per optimizer step")
     ] = 1
     rank: Annotated[int, Field(ge=1, le=MAX_RANK, strict=True, description="adapter rank r")] = 16
-    alpha: Annotated[
-        float | None, Field(gt=0, description="adapter scaling numerator; default 2r")
-    ] = None
+    alpha: Annotated[float | None, Field(gt=0, description="adapter scaling numerator; default 2r")] = None
     dropout: Annotated[float, Field(ge=0, lt=1, description="adapter dropout probability")] = 0.0
-    use_rslora: Annotated[
-        bool, Field(description="scale by alpha over the square root of r (rsLoRA)")
-    ] = False
+    use_rslora: Annotated[bool, Field(description="scale by alpha over the square root of r (rsLoRA)")] = False
     targets: Annotated[
         str | list[str],
         Field(description="all-linear, attention, mlp, module names with commas, or a regex"),
@@ -65,26 +61,22 @@ class Request(BaseModel):
     modules_to_save: Annotated[
         list[str], Field(description="modules copied and trained whole beside the adapters")
     ] = []
-    adapter_dtype: Annotated[
-        FloatName, Field(description="format of adapter weights (peft's default is fp32)")
-    ] = "fp32"
+    adapter_dtype: Annotated[FloatName, Field(description="format of adapter weights (peft's default is fp32)")] = (
+        "fp32"
+    )
     precision: Annotated[
         Precision | None,
         Field(description="recipe; default bf16-mixed for lora and qlora, bf16 for full"),
     ] = None
-    loop: Annotated[
-        LoopName, Field(description="plain PyTorch loop, or HF Trainer's")
-    ] = "plain"
+    loop: Annotated[LoopName, Field(description="plain PyTorch loop, or HF Trainer's")] = "plain"
     base_dtype: Annotated[
         FloatName | None,
         Field(description="format the frozen or initial weights are loaded in; default by recipe"),
     ] = None
-    quant: Annotated[
-        QuantName | None, Field(description="storage of the frozen linears; default by method")
-    ] = None
-    double_quant: Annotated[
-        bool, Field(description="quantise the block scales of 4-bit weights a second time")
-    ] = True
+    quant: Annotated[QuantName | None, Field(description="storage of the frozen linears; default by method")] = None
+    double_quant: Annotated[bool, Field(description="quantise the block scales of 4-bit weights a second time")] = (
+        True
+    )
     quant_block_size: Annotated[
         Literal[32, 64, 128, 256, 512, 1024, 2048, 4096],
         Field(description="weights that share one 4-bit scale"),
@@ -96,16 +88,12 @@ class Request(BaseModel):
     optimizer: Annotated[
         str | None, Field(description="optimizer; default adamw (foreach), adamw-fused for Trainer")
     ] = None
-    checkpointing: Annotated[
-        bool, Field(description="gradient checkpointing, non-reentrant, per block")
-    ] = True
+    checkpointing: Annotated[bool, Field(description="gradient checkpointing, non-reentrant, per block")] = True
     attention: Annotated[AttentionName, Field(description="attention implementation")] = "sdpa"
     loss: Annotated[
         LossName, Field(description="cross-entropy: whole logits, fused with the head, or in chunks")
     ] = "standard"
-    gpu: Annotated[
-        str | None, Field(description="GPU from the catalogue; default: kernels of an A100 80GB")
-    ] = None
+    gpu: Annotated[str | None, Field(description="GPU from the catalogue; default: kernels of an A100 80GB")] = None
     gpus: Annotated[int, Field(ge=1, le=1, strict=True, description="number of GPUs")] = 1
     sharding: Annotated[ShardingName, Field(description="how state is sharded over GPUs")] = "none"
     engine: Annotated[EngineName, Field(description="closed: arithmetic")] = "closed"

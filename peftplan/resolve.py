@@ -169,8 +169,7 @@ def _formats(request: Request, method: Method) -> tuple[DType, DType | None]:
         )
     if request.quant is not None:
         raise BadInput(
-            f"--quant {request.quant} packs frozen weights, but --method full trains them; "
-            "use --method qlora"
+            f"--quant {request.quant} packs frozen weights, but --method full trains them; use --method qlora"
         )
     if request.kbit_prepare:
         raise BadInput("--kbit-prepare freezes the base, but --method full trains it; leave it out")

@@ -28,10 +28,9 @@ from peftplan.arch.decoder_parts import (
 from peftplan.arch.llama_rows import GELU, ROWS, Row
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import RotaryEmbedding, Table, position_ids, rotary_width
-from peftplan.specs.formats import FP32
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, Linear, Module, Ops, RMSNorm
-from peftplan.specs.tensors import Parameter, Tensor
+from peftplan.specs.tensors import Tensor
 
 __all__ = ["DecoderStem", "GatedMLP", "build", "rotate_pair"]
 

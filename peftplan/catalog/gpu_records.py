@@ -84,9 +84,7 @@ def nearest_gpus(name: str, n: int = 3) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _names() -> dict[str, GpuRecord]:
-    return {
-        _bare(name): record for record in all_gpus() for name in (record.key, record.name, *record.aliases)
-    }
+    return {_bare(name): record for record in all_gpus() for name in (record.key, record.name, *record.aliases)}
 
 
 def _bare(name: str) -> str:

@@ -46,9 +46,7 @@ def find_config(name: str) -> FoundModel:
         )
     record = find_model(name)
     if record is not None:
-        return FoundModel(
-            record.id, record.config, f"{name} taken as {record.id} from the catalogue", True
-        )
+        return FoundModel(record.id, record.config, f"{name} taken as {record.id} from the catalogue", True)
     try:
         path = Path(name).expanduser()
         if path.exists():
@@ -77,13 +75,9 @@ def parse_config(text: str | bytes, where: str) -> dict[str, Any]:
             "give the model's config.json as published"
         ) from None
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise BadInput(
-            f"{where} is no readable config ({_reason(error)}); give the model's config.json"
-        ) from None
+        raise BadInput(f"{where} is no readable config ({_reason(error)}); give the model's config.json") from None
     if not isinstance(value, dict):
-        raise BadInput(
-            f"{where} holds a JSON {type(value).__name__}, not an object; give a model's config.json"
-        )
+        raise BadInput(f"{where} holds a JSON {type(value).__name__}, not an object; give a model's config.json")
     return value
 
 
@@ -91,9 +85,7 @@ def _from_path(path: Path) -> FoundModel:
     if path.is_dir():
         inside = path / "config.json"
         if not inside.exists():
-            raise NotFound(
-                f"{_short(str(path))} holds no config.json; give a folder that does, or a config file"
-            )
+            raise NotFound(f"{_short(str(path))} holds no config.json; give a folder that does, or a config file")
         path = inside
     return FoundModel(str(path), _read(path), f"config read from {path}")
 
@@ -117,8 +109,7 @@ def _from_hub(name: str) -> FoundModel:
         return FoundModel(name, _read(cached), f"config of {name} read from the local Hub cache")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise NotFound(
-            f"{name} is not in the catalogue nor in the local Hub cache, and HF_HUB_OFFLINE is set"
-            f"{_suggest(name)}"
+            f"{name} is not in the catalogue nor in the local Hub cache, and HF_HUB_OFFLINE is set{_suggest(name)}"
         )
     try:
         from huggingface_hub import hf_hub_download
@@ -139,13 +130,10 @@ def _from_hub(name: str) -> FoundModel:
     try:
         fetched = Path(hf_hub_download(name, "config.json"))
     except (RepositoryNotFoundError, EntryNotFoundError):
-        raise NotFound(
-            f"{name} has no config.json on the Hub, or does not exist{_suggest(name)}"
-        ) from None
+        raise NotFound(f"{name} has no config.json on the Hub, or does not exist{_suggest(name)}") from None
     except Exception as error:
         raise NotFound(
-            f"the config of {name} could not be fetched from the Hub ({type(error).__name__})"
-            f"{_suggest(name)}"
+            f"the config of {name} could not be fetched from the Hub ({type(error).__name__}){_suggest(name)}"
         ) from None
     return FoundModel(name, _read(fetched), f"config of {name} fetched from the Hub")
 

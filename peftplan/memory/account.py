@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from peftplan.breakdown import Node, branch, leaf
+from peftplan.memory.graph import Record
 from peftplan.memory.overheads import NUM_WORKSPACES, cublas_workspace_bytes
 from peftplan.memory.resident import Resident, Tally, tally_resident
 from peftplan.memory.step import Moment, Timeline, play_step
-from peftplan.memory.graph import Record
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.specs.formats import BLOCK_BYTES
 from peftplan.specs.model import ModelSpec
@@ -63,9 +63,7 @@ def account(model: ModelSpec, step: StepSpec) -> Account:
     peak = max(PEAK_MOMENTS, key=lambda name: moments[name])
     inputs = sum(r.nbytes for r in timeline.records if r.kind == "input")
     breakdown = _breakdown(resident, timeline, step, peak, workspaces, moments[peak])
-    return Account(
-        resident, timeline, moments, peak, timeline.forward_end_requested - inputs, breakdown
-    )
+    return Account(resident, timeline, moments, peak, timeline.forward_end_requested - inputs, breakdown)
 
 
 def _step_bytes(resident: Resident, step: StepSpec) -> int:
@@ -102,9 +100,7 @@ def _breakdown(
             nodes.append(groups[kind].node(name))
     if optimizing:
         nodes.append(_state("optimizer step temporaries", resident.step_temporary))
-    nodes.append(
-        leaf("cuBLAS workspaces", workspaces, f"{NUM_WORKSPACES} handles", "cublas-workspace")
-    )
+    nodes.append(leaf("cuBLAS workspaces", workspaces, f"{NUM_WORKSPACES} handles", "cublas-workspace"))
     known = sum(node.bytes for node in nodes)
     nodes.append(
         leaf(
@@ -176,9 +172,7 @@ def _alive(timeline: Timeline, moment: Moment) -> dict[str, _Group]:
     return groups
 
 
-def _kept(
-    timeline: Timeline, segment: int, layer: int, copies: int
-) -> Iterable[tuple[Record, int]]:
+def _kept(timeline: Timeline, segment: int, layer: int, copies: int) -> Iterable[tuple[Record, int]]:
     """What one block's forward leaves for backward; the block's output stands for its checkpoint."""
     segments = timeline.player.segments
     start, end = segments[segment].start_clock, segments[segment + 1].start_clock
@@ -186,9 +180,7 @@ def _kept(
     born = [
         r
         for r in timeline.records
-        if start < r.born <= end
-        and (not r.died or r.died > end)
-        and not (cleared and cleared < r.died <= until)
+        if start < r.born <= end and (not r.died or r.died > end) and not (cleared and cleared < r.died <= until)
     ]
     lasting = [r for r in born if not r.died or r.died > until]
     # A checkpointed block leaves its output, the next one's input, which the last block's does not outlive.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from peftplan.memory.elementwise import ElementwiseOps
+from peftplan.memory.functions import FunctionOps
 from peftplan.specs.tensors import Tensor
 
 Grads = Sequence[Tensor | None]
@@ -27,7 +27,7 @@ def _backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (t.mul(factor, g),)
 
 
-class BloomGeluOps(ElementwiseOps):
+class BloomGeluOps(FunctionOps):
     """0.5 * x * (1 + tanh(c * x * (1 + 0.044715 * x * x))) with nothing but x saved."""
 
     def tanh_of_cubic(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from peftplan.memory.backward import BackwardEngine
 from peftplan.memory.graph import Leaf
-from peftplan.specs.formats import BOOL, FP16, FP32, INT64, DType, promote
+from peftplan.specs.formats import FP32, INT64, DType, promote
 from peftplan.specs.tensors import Parameter, Tensor
 
 Grads = Sequence[Tensor | None]
@@ -76,7 +76,8 @@ def _rsqrt_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (out,)
 
 
-def _unary_backward(t: Any, g: Tensor, saved: Any, context: str) -> Grads:
+def unary_backward(t: Any, g: Tensor, saved: Any, context: str) -> Grads:
+    """One new tensor like the gradient."""
     return (t.like(g, context),)
 
 
@@ -97,9 +98,7 @@ def _index_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
 def _split_backward(t: Any, grads: Any, saved: Any, context: Any) -> Grads:
     shape, numel, dtype, part_shapes = context
     # a branch without a gradient is filled with zeros before the pieces are joined
-    zeros = [
-        t.new(s, prod(s), dtype, "zeros") if g is None else None for g, s in zip(grads, part_shapes)
-    ]
+    zeros = [t.new(s, prod(s), dtype, "zeros") if g is None else None for g, s in zip(grads, part_shapes)]
     out = t.new(shape, numel, dtype, "cat")
     del zeros
     return (out,)
@@ -107,24 +106,6 @@ def _split_backward(t: Any, grads: Any, saved: Any, context: Any) -> Grads:
 
 def _expand_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (g,)  # the engine sums it to the input's size
-
-
-def _layer_norm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    x, weight, _bias, _mean, _rstd = saved
-    wants_input, wants_weight, wants_bias = context
-    grad_x = t.like(x, "native_layer_norm_backward") if wants_input else None
-    grad_w = t.like(weight, "native_layer_norm_backward") if wants_weight else None
-    grad_b = t.like(weight, "native_layer_norm_backward") if wants_bias else None
-    return (grad_x, grad_w, grad_b)
-
-
-def _embedding_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    shape, numel = context
-    return (t.new(shape, numel, g.dtype, "embedding_dense_backward"),)
-
-
-def _dropout_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    return (t.like(g, "native_dropout_backward"),)
 
 
 class ElementwiseOps(BackwardEngine):
@@ -206,7 +187,7 @@ class ElementwiseOps(BackwardEngine):
 
     def relaid(self, x: Tensor) -> Tensor:
         """A contiguous copy of transposed dimensions that were split off one: the gradient is copied back too."""
-        node = self.link("CloneBackward0", _unary_backward, (), (x.edge,), "clone")
+        node = self.link("CloneBackward0", unary_backward, (), (x.edge,), "clone")
         return self.attach(self.like(x, "clone"), node)
 
     def expand_copy(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -288,7 +269,7 @@ class ElementwiseOps(BackwardEngine):
 
     def neg(self, x: Tensor) -> Tensor:
         """-x; saves nothing."""
-        node = self.link("NegBackward0", _unary_backward, (), (x.edge,), "neg")
+        node = self.link("NegBackward0", unary_backward, (), (x.edge,), "neg")
         return self.attach(self.like(x, "neg"), node)
 
     def pow(self, x: Tensor) -> Tensor:
@@ -307,150 +288,18 @@ class ElementwiseOps(BackwardEngine):
     def rsqrt(self, x: Tensor) -> Tensor:
         """1/sqrt(x); saves its result."""
         node = self.link("RsqrtBackward0", _rsqrt_backward, (), (x.edge,))
-        return self._saving_result(self.like(x, "rsqrt"), node)
+        return self.saving_result(self.like(x, "rsqrt"), node)
 
-    def _saving_result(self, out: Tensor, node: Any) -> Tensor:
+    def saving_result(self, out: Tensor, node: Any) -> Tensor:
         if node is not None:
             self.save(node, (out,))
             out = Tensor(out.shape, out.numel, out.dtype, out.storage, None)
         return self.attach(out, node)
 
-    def _saving_input(self, x: Tensor, op: str) -> Tensor:
-        node = self.link(op, _unary_backward, (x,), (x.edge,), op + "_backward")
+    def saving_input(self, x: Tensor, op: str) -> Tensor:
+        node = self.link(op, unary_backward, (x,), (x.edge,), op + "_backward")
         return self.attach(self.like(x, op), node)
-
-    def activation(self, x: Tensor, name: str) -> Tensor:
-        """An activation function by its transformers name (ACT2FN); see `ACTIVATIONS`."""
-        return ACTIVATIONS[name](self, x)
-
-    def silu(self, x: Tensor) -> Tensor:
-        """Saves its input."""
-        return self._saving_input(x, "silu")
-
-    def gelu(self, x: Tensor) -> Tensor:
-        """The fused kernel, exact or tanh; saves its input."""
-        return self._saving_input(x, "gelu")
-
-    def tanh(self, x: Tensor) -> Tensor:
-        """Saves its result."""
-        node = self.link("TanhBackward0", _unary_backward, (), (x.edge,), "tanh_backward")
-        return self._saving_result(self.like(x, "tanh"), node)
-
-    def relu(self, x: Tensor) -> Tensor:
-        """Saves its result."""
-        node = self.link("ReluBackward0", _unary_backward, (), (x.edge,), "threshold_backward")
-        return self._saving_result(self.like(x, "relu"), node)
-
-    def sigmoid(self, x: Tensor) -> Tensor:
-        """Saves its result."""
-        node = self.link("SigmoidBackward0", _unary_backward, (), (x.edge,), "sigmoid_backward")
-        return self._saving_result(self.like(x, "sigmoid"), node)
-
-    def new_gelu(self, x: Tensor) -> Tensor:
-        """GPT-2's tanh GELU written out in Python: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3)))."""
-        return self.mul(
-            self.mul_scalar(x),
-            self.add_scalar(
-                self.tanh(self.mul_scalar(self.add(x, self.mul_scalar(self.pow(x)))))
-            ),
-        )
-
-    def fast_gelu(self, x: Tensor) -> Tensor:
-        """Written out in Python: 0.5 * x * (1 + tanh(c * x * (1 + 0.044715 * x * x)))."""
-        return self.mul(
-            self.mul_scalar(x),
-            self.add_scalar(
-                self.tanh(
-                    self.mul(self.mul_scalar(x), self.add_scalar(self.mul(self.mul_scalar(x), x)))
-                )
-            ),
-        )
-
-    def quick_gelu(self, x: Tensor) -> Tensor:
-        """x * sigmoid(1.702 * x)."""
-        return self.mul(x, self.sigmoid(self.mul_scalar(x)))
-
-    def softmax(self, x: Tensor, dtype: DType | None = None) -> Tensor:
-        """Softmax over the last dimension, in `dtype` (autocast: fp32); saves its result.
-
-        Only fp16 is widened inside the kernel (ATen SoftMax.cpp, half_to_float): bf16 is cast first.
-        """
-        if dtype is None and self.autocast is not None:
-            dtype = FP32
-        if dtype is not None and x.dtype is not FP16:
-            x = self.to(x, dtype)
-        source = x.dtype
-        node = self.link("SoftmaxBackward0", _softmax_backward, (), (x.edge,), source)
-        out = self.new(x.shape, x.numel, dtype or source, "_softmax")
-        return self._saving_result(out, node)
-
-    def dropout(self, x: Tensor, probability: float) -> Tensor:
-        """F.dropout in training on CUDA: a fused kernel that saves a one-byte mask."""
-        if probability <= 0.0 or not self.training:
-            return x
-        node = self.link("NativeDropoutBackward0", _dropout_backward, (), (x.edge,))
-        out = self.like(x, "native_dropout")
-        mask = self.new(x.shape, x.numel, BOOL, "native_dropout mask")
-        if node is not None:
-            self.save(node, (mask,))
-        return self.attach(out, node)
-
-    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        """F.layer_norm: saves its input, weight, and the mean and reciprocal deviation of each row."""
-        if self.autocast is not None:
-            bias = self.to(bias, FP32) if bias is not None else None
-            weight = self.to(weight, FP32) if weight is not None else None
-            x = self.to(x, FP32)
-        edges = (
-            x.edge,
-            weight.edge if weight is not None else None,
-            bias.edge if bias is not None else None,
-        )
-        node = self.link(
-            "NativeLayerNormBackward0",
-            _layer_norm_backward,
-            (x, weight, bias),
-            edges,
-            tuple(e is not None for e in edges),
-        )
-        out = self.like(x, "native_layer_norm")
-        rows = prod(x.shape[:-1])
-        mean = self.new((rows,), rows, FP32, "native_layer_norm mean")
-        rstd = self.new((rows,), rows, FP32, "native_layer_norm rstd")
-        if node is not None:
-            self.save(node, (mean, rstd))
-        return self.attach(out, node)
-
-    def embedding(self, ids: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Rows of a table, perhaps scaled; saves the ids, and its gradient is a whole table."""
-        node = self.link(
-            "EmbeddingBackward0", _embedding_backward, (ids,), (weight.edge,), (weight.shape, weight.numel)
-        )
-        shape = (*ids.shape, weight.shape[1])
-        out = self.attach(self.new(shape, prod(shape), weight.dtype, "embedding"), node)
-        if scale is not None:
-            out = self.mul(out, self.to(scale, weight.dtype))
-        if ids is self.leaf_ids and node is None and self.grad_enabled:
-            self.ask_gradient(out)
-        return out
 
     def sum_to(self, grad: Tensor, numel: int) -> Tensor:
         """A gradient summed back to the size of what was broadcast."""
         return self.new((numel,), numel, grad.dtype, "sum")
-
-
-def _softmax_backward(t: Any, g: Tensor, saved: Any, dtype: DType) -> Grads:
-    return (t.new(g.shape, g.numel, dtype, "_softmax_backward_data"),)
-
-
-ACTIVATIONS: dict[str, Any] = {
-    "silu": ElementwiseOps.silu,
-    "swish": ElementwiseOps.silu,
-    "gelu": ElementwiseOps.gelu,
-    "gelu_pytorch_tanh": ElementwiseOps.gelu,
-    "gelu_fast": ElementwiseOps.fast_gelu,
-    "quick_gelu": ElementwiseOps.quick_gelu,
-    "gelu_new": ElementwiseOps.new_gelu,
-    "relu": ElementwiseOps.relu,
-    "tanh": ElementwiseOps.tanh,
-}

@@ -78,9 +78,7 @@ class Frame:
 
     __slots__ = ("inputs", "num_saved", "recomputed", "run", "state")
 
-    def __init__(
-        self, run: Callable[..., Any], inputs: tuple[Tensor, ...], state: DType | None
-    ) -> None:
+    def __init__(self, run: Callable[..., Any], inputs: tuple[Tensor, ...], state: DType | None) -> None:
         self.run, self.inputs, self.state = run, inputs, state
         self.num_saved = 0
         self.recomputed: list[Any] | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 from peftplan.memory.attention import AttentionOps
 from peftplan.specs.formats import FP32, INT64
-from peftplan.specs.tensors import Parameter, Tensor
+from peftplan.specs.tensors import Tensor
 
 Grads = Sequence[Tensor | None]
 

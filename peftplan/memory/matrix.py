@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from peftplan.memory.elementwise import ElementwiseOps
+from peftplan.memory.functions import FunctionOps
 from peftplan.specs.formats import FP16, FP32, INT8, DType
 from peftplan.specs.tensors import Parameter, Tensor
 
@@ -60,7 +60,7 @@ def _linear_8bit_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (out, grad_bias)
 
 
-class MatrixOps(ElementwiseOps):
+class MatrixOps(FunctionOps):
     """Linear layers in every storage format, and batched products."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -129,9 +129,7 @@ class MatrixOps(ElementwiseOps):
         del absmax
         return out
 
-    def linear_4bit(
-        self, x: Tensor, weight: Parameter, bias: Tensor | None, compute_dtype: DType
-    ) -> Tensor:
+    def linear_4bit(self, x: Tensor, weight: Parameter, bias: Tensor | None, compute_dtype: DType) -> Tensor:
         """bnb.nn.Linear4bit: computes in `compute_dtype` and returns the input's type; saves no activation."""
         source = x.dtype
         x = self.to(x, compute_dtype)

@@ -19,8 +19,8 @@ from peftplan.memory.allocator import (
     CachingAllocator,
     OutOfCapacity,
 )
-from peftplan.memory.overheads import NUM_WORKSPACES, cublas_workspace_bytes
 from peftplan.memory.graph import Record
+from peftplan.memory.overheads import NUM_WORKSPACES, cublas_workspace_bytes
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.specs.formats import FP32, allocated_bytes
 from peftplan.specs.model import ModelSpec
@@ -42,21 +42,15 @@ class Replay:
         self.peak_allocated_bytes = account.peak_allocated_bytes
         workspace = cublas_workspace_bytes(step.compute_capability)
         parameters = [(p, n) for _, p, n in model.parameters()]
-        self.weights = [
-            (allocated_bytes(size), n) for p, n in parameters for _, size in p.storages()
-        ] + [(workspace, NUM_WORKSPACES)]
+        self.weights = [(allocated_bytes(size), n) for p, n in parameters for _, size in p.storages()] + [
+            (workspace, NUM_WORKSPACES)
+        ]
         trained = [(p, n) for p, n in parameters if p.edge is not None]
         formats = [(p, n, FP32 if step.master_weights else p.dtype) for p, n in trained]
-        self.states = [
-            (allocated_bytes(size), n)
-            for p, n, d in formats
-            for size in optimizer.states(p.shape, d)
-        ]
+        self.states = [(allocated_bytes(size), n) for p, n, d in formats for size in optimizer.states(p.shape, d)]
         if step.master_weights:
             self.states += [(allocated_bytes(4 * p.numel), n) for p, n in trained]
-        self.temporaries = [
-            (allocated_bytes(optimizer.step_all(p.numel, d)), n) for p, n, d in formats
-        ]
+        self.temporaries = [(allocated_bytes(optimizer.step_all(p.numel, d)), n) for p, n, d in formats]
         self.events, self.gradients, small_peak = _split_events(account.timeline.records)
         replayed = sum(size * min(n, REPLAYED_COPIES) for size, n in self.temporaries)
         unplayed = account.peak_allocated_bytes - _replayed_peak(step, account, replayed)
@@ -85,8 +79,10 @@ class Replay:
         return max(allocator.peak_reserved_bytes + self.beside_bytes, self.peak_allocated_bytes)
 
     def least_capacity_bytes(self, reserved_bytes: int) -> int:
-        """The least memory in which the step completes, cached segments being given back: within 2 %
-        of the way from allocated to reserved, from above."""
+        """The least memory in which the step completes, cached segments being given back.
+
+        Found from above, to within 2 % of the way from allocated to reserved.
+        """
         low, high = self.peak_allocated_bytes, reserved_bytes
         for _ in range(6):
             middle = (low + high) // 2
@@ -138,10 +134,7 @@ def _hold(allocator: CachingAllocator, sizes: Iterable[tuple[int, int]]) -> list
     """Allocate large tensors, each size up to `REPLAYED_COPIES` times."""
     allocate = allocator.allocate
     return [
-        allocate(size)
-        for size, count in sizes
-        if size > SMALL_REQUEST
-        for _ in range(min(count, REPLAYED_COPIES))
+        allocate(size) for size, count in sizes if size > SMALL_REQUEST for _ in range(min(count, REPLAYED_COPIES))
     ]
 
 

@@ -108,9 +108,7 @@ def _kind(name: str, parameter: Parameter) -> str:
     return "norms and biases" if len(parameter.shape) == 1 else "matrices"
 
 
-def _step_temporary(
-    trained: list[tuple[Parameter, int]], optimizer: Optimizer, master_weights: bool
-) -> Tally:
+def _step_temporary(trained: list[tuple[Parameter, int]], optimizer: Optimizer, master_weights: bool) -> Tally:
     """The most that one type group of the step (foreach) or one tensor (loop) holds at once.
 
     Assumes with master weights: fp32 copies of all gradients replace the 16-bit ones before the step, as

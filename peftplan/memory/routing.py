@@ -89,9 +89,7 @@ class RoutingOps(ElementwiseOps):
 
     def gather(self, x: Tensor, indices: Tensor) -> Tensor:
         """x's entries at `indices` along the last dimension; saves x and the indices."""
-        node = self.link(
-            "GatherBackward0", _zeros_of_input, (x, indices), (x.edge,), (x.shape, x.numel, x.dtype)
-        )
+        node = self.link("GatherBackward0", _zeros_of_input, (x, indices), (x.edge,), (x.shape, x.numel, x.dtype))
         return self.attach(self.new(indices.shape, indices.numel, x.dtype, "gather"), node)
 
     def rows(self, x: Tensor, index: Tensor) -> Tensor:

@@ -54,8 +54,7 @@ def _choose_attention(t: Player, model: ModelSpec, step: StepSpec) -> None:
     kinds = model.attention_kinds
     if step.attention == "flash" and "flash" not in kinds:
         raise BadInput(
-            f"--attention flash: transformers has no flash attention for {model.family}; "
-            f"take {' or '.join(kinds)}"
+            f"--attention flash: transformers has no flash attention for {model.family}; take {' or '.join(kinds)}"
         )
     t.attention = step.attention if step.attention in kinds else "eager"
     if t.attention == "flash":

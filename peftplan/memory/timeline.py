@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from peftplan.memory.player import Player
 from peftplan.memory.graph import Record
+from peftplan.memory.player import Player
 
 
 @dataclass(slots=True)

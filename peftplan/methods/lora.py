@@ -136,13 +136,14 @@ def _wrap_targets(model: ModelSpec, method: MethodSpec) -> None:
     for owner, name, module in found:
         if any(part in method.modules_to_save for part in name.split(".")):
             continue  # a module that is saved whole gets no adapter
-        if isinstance(module, Linear4bit):
-            owner.replace(name, LoraLinear4bit(module, rank, method.dropout, dtype))
-        elif isinstance(module, Linear):
-            owner.replace(name, LoraLinear(module, rank, method.dropout, dtype))
-        elif isinstance(module, Embedding):
+        if isinstance(module, Embedding):
             owner.replace(name, LoraEmbedding(module, rank, dtype))
             continue
+        assert isinstance(module, Linear)
+        if isinstance(module, Linear4bit):
+            owner.replace(name, LoraLinear4bit(module, rank, method.dropout, dtype))
+        else:
+            owner.replace(name, LoraLinear(module, rank, method.dropout, dtype))
         widest = max(widest, min(module.in_features, module.out_features))
     if widest and rank > widest:
         model.notes.append(

@@ -23,9 +23,7 @@ def matcher(model: ModelSpec, targets: str | tuple[str, ...]) -> tuple[Matches, 
         word = targets.strip().lower()
         if word == "all-linear":
             head, excluded = model.head, model.not_all_linear
-            return (
-                lambda name, m: isinstance(m, Linear) and m is not head and not _ends(name, excluded)
-            ), False
+            return (lambda name, m: isinstance(m, Linear) and m is not head and not _ends(name, excluded)), False
         names = plain_names(model, targets)
         if names is None:
             pattern = target_pattern(targets)
@@ -130,8 +128,7 @@ def matched(
     shown = written if isinstance(written, str) else ",".join(written)
     if not found and required:
         raise BadInput(
-            f"--targets {shown} names no module of {model.family}; its linears are "
-            f"{', '.join(linear_names(model))}"
+            f"--targets {shown} names no module of {model.family}; its linears are {', '.join(linear_names(model))}"
         )
     for _, name, module in found:
         if not isinstance(module, (Linear, Embedding)):

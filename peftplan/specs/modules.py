@@ -96,9 +96,7 @@ class Linear(Module):
 
     convertible = True
 
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool = False, dtype: DType = BF16
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = False, dtype: DType = BF16) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.weight = Parameter((out_features, in_features), dtype)
@@ -147,9 +145,7 @@ class RMSNorm(Module):
 class LayerNorm(Module):
     """nn.LayerNorm with weight and, as a rule, bias; without either where `affine` is off."""
 
-    def __init__(
-        self, width: int, bias: bool = True, dtype: DType = BF16, affine: bool = True
-    ) -> None:
+    def __init__(self, width: int, bias: bool = True, dtype: DType = BF16, affine: bool = True) -> None:
         super().__init__()
         self.weight: Parameter | None = Parameter((width,), dtype) if affine else None
         self.bias: Parameter | None = Parameter((width,), dtype) if bias and affine else None

@@ -20,9 +20,7 @@ class Tensor:
 
     __slots__ = ("__weakref__", "dtype", "edge", "numel", "shape", "storage")
 
-    def __init__(
-        self, shape: tuple[int, ...], numel: int, dtype: DType, storage: Any, edge: Edge | None
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], numel: int, dtype: DType, storage: Any, edge: Edge | None) -> None:
         self.shape, self.numel, self.dtype, self.storage, self.edge = (
             shape,
             numel,

@@ -75,9 +75,7 @@ def test_refused_in_one_line(run, line):
     assert_refused(run(*line.split()), *REFUSED[line])
 
 
-@pytest.mark.parametrize(
-    "name", ["", "  ", "a\nb", "\x1b[31mred", "x" * 5000, "a\0b", "~nobody/x", "../../x/y/z"]
-)
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "\x1b[31mred", "x" * 5000, "a\0b", "~nobody/x", "../../x/y/z"])
 def test_odd_model_names_are_refused_in_one_line(run, name, monkeypatch):
     """Whatever a model is called, the refusal is one line without control signs."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

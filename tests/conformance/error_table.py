@@ -23,9 +23,7 @@ def packs_conv1d(case: Case) -> bool:
 
 def table(cases: Iterable[Case]) -> str:
     """Median and worst absolute relative error by method and by family, as Markdown."""
-    found = [
-        (case, errors(case, case.report())) for case in cases if not packs_conv1d(case)
-    ]
+    found = [(case, errors(case, case.report())) for case in cases if not packs_conv1d(case)]
     lines = [
         "| | cases | activations: median, worst | allocated: median, worst | reserved: median, worst | resident bytes exact |",
         "|---|---|---|---|---|---|",
@@ -38,13 +36,8 @@ def table(cases: Iterable[Case]) -> str:
     for key in keys:
         for name in sorted({key(case) for case, _ in found}):
             rows = [row for case, row in found if key(case) == name]
-            cells = [
-                f"{median(abs(r[f]) for r in rows):.2%}, {max(abs(r[f]) for r in rows):.2%}"
-                for f in FIGURES
-            ]
-            exact = sum(
-                r["weights"] == r["gradients"] == r["optimizer_states"] == 0 for r in rows
-            )
+            cells = [f"{median(abs(r[f]) for r in rows):.2%}, {max(abs(r[f]) for r in rows):.2%}" for f in FIGURES]
+            exact = sum(r["weights"] == r["gradients"] == r["optimizer_states"] == 0 for r in rows)
             lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} | {exact} of {len(rows)} |")
     return "\n".join(lines)
 

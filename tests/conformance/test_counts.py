@@ -56,7 +56,7 @@ def variants(config: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     odd = dict(config)
     if "num_key_value_heads" in odd and "kv_lora_rank" not in odd:
         odd["num_key_value_heads"] = rng.choice([1, odd["num_attention_heads"]])
-    if "head_dim" in odd and odd["head_dim"]:
+    if odd.get("head_dim"):
         odd["head_dim"] = rng.choice([48, 80, 96])
     for key in ("intermediate_size", "moe_intermediate_size", "ffn_dim", "d_ff"):
         if odd.get(key):
@@ -78,7 +78,6 @@ def test_random_variants_have_the_parameters_that_transformers_builds(family: st
     if "text_config" in config:
         pytest.skip("the text tower is counted under its own family")
     assert build_model(config).num_params() == count(built(config))
-
 
 
 @pytest.mark.parametrize("rank", [1, 16])
@@ -122,13 +121,15 @@ def test_saved_modules_and_biases_equal_real_peft(family: str) -> None:
         for save in ([], ["lm_head"]):
             answer = estimate(
                 Request(
-                    model=config, method="lora", targets=[name], bias=bias,
-                    modules_to_save=save, seq_len=8,
+                    model=config,
+                    method="lora",
+                    targets=[name],
+                    bias=bias,
+                    modules_to_save=save,
+                    seq_len=8,
                 )  # fmt: skip
             ).method
-            adapter = peft.LoraConfig(
-                r=16, target_modules=[name], bias=bias, modules_to_save=save or None
-            )
+            adapter = peft.LoraConfig(r=16, target_modules=[name], bias=bias, modules_to_save=save or None)
             with torch.device("meta"):
                 real = peft.get_peft_model(built(config), adapter)
             assert answer.num_trainable_params == count(real, trainable=True), (bias, save)

@@ -80,14 +80,10 @@ def test_every_family_answers_and_adds_up(family: str, method: str, checkpointin
     loop=st.sampled_from(["plain", "trainer"]),
 )
 @FEW
-def test_any_request_adds_up(
-    method: str, batch: int, length: int, layers: int, **options: Any
-) -> None:
+def test_any_request_adds_up(method: str, batch: int, length: int, layers: int, **options: Any) -> None:
     """Whatever is combined, bytes are whole, not negative, and sum to the peak."""
     config = {**SMALL, "num_hidden_layers": layers}
-    check(
-        estimate(Request(model=config, method=method, micro_batch=batch, seq_len=length, **options))
-    )
+    check(estimate(Request(model=config, method=method, micro_batch=batch, seq_len=length, **options)))
 
 
 @given(method=METHODS, checkpointing=st.booleans(), size=st.integers(1, 700), more=st.integers(1, 300))
@@ -96,9 +92,7 @@ def test_more_tokens_never_need_less(method: str, checkpointing: bool, size: int
     """Peak and activations grow with sequence length and with the micro-batch."""
 
     def ask(**options: Any) -> Report:
-        return estimate(
-            Request(model=SMALL, method=method, checkpointing=checkpointing, **options)
-        )
+        return estimate(Request(model=SMALL, method=method, checkpointing=checkpointing, **options))
 
     short, long = ask(seq_len=size).memory, ask(seq_len=size + more).memory
     assert short.activations_bytes <= long.activations_bytes
@@ -137,9 +131,7 @@ ODD_VALUES = st.one_of(
 
 @given(data=st.data(), family=st.sampled_from(FAMILIES), method=METHODS)
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_damaged_config_is_answered_or_refused_in_one_line(
-    data: st.DataObject, family: str, method: str
-) -> None:
+def test_a_damaged_config_is_answered_or_refused_in_one_line(data: st.DataObject, family: str, method: str) -> None:
     """Any key missing or holding anything: an answer that adds up, or one clear line; never a traceback."""
     config = smallest(family)
     for key in data.draw(st.lists(st.sampled_from(sorted(config)), min_size=1, max_size=3)):

@@ -16,9 +16,7 @@ def report(**options: object) -> Report:
 @pytest.mark.parametrize("micro_batch", [4, 8])
 def test_mistral_full_bf16_as_measured_on_an_a100(micro_batch: int) -> None:
     """Full bf16 AdamW of Mistral-7B at 4096 tokens peaks at 72,434,837,504 bytes, whatever the batch."""
-    memory = report(
-        model="mistralai/Mistral-7B-v0.1", method="full", micro_batch=micro_batch, seq_len=4096
-    ).memory
+    memory = report(model="mistralai/Mistral-7B-v0.1", method="full", micro_batch=micro_batch, seq_len=4096).memory
     assert memory.peak_moment == "optimizer_step"
     assert memory.peak_allocated_bytes == pytest.approx(72_434_837_504, rel=1e-4)
 
@@ -57,12 +55,7 @@ def test_master_weights_make_sixteen_bytes_of_state_a_parameter() -> None:
     """bf16 weights and gradients with fp32 master, m and v."""
     answer = report(model="llama-2-7b", method="full", precision="bf16-master")
     resident = answer.memory.resident
-    state = (
-        resident.weights
-        + resident.gradients
-        + resident.master_weights
-        + resident.optimizer_states
-    )
+    state = resident.weights + resident.gradients + resident.master_weights + resident.optimizer_states
     assert state / answer.model.num_params == pytest.approx(16.0, rel=1e-4)
 
 

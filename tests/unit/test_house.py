@@ -93,10 +93,7 @@ def constant_value(node: ast.AST) -> float | None:
 def test_only_units_and_the_catalogue_know_powers_of_1024_and_1000() -> None:
     """Bytes are bytes everywhere else: no 1024**3, 1 << 30, 1e9 or 10**12."""
     found = [
-        shown(path, node)
-        for path in FILES
-        if room(path) not in KNOW_UNITS
-        for node in unit_literals(tree(path))
+        shown(path, node) for path in FILES if room(path) not in KNOW_UNITS for node in unit_literals(tree(path))
     ]
     assert found == []
 
@@ -150,10 +147,7 @@ def effects(module: ast.Module) -> Iterator[ast.AST]:
 def test_the_core_has_no_effects() -> None:
     """Nothing below cli, measure and catalog prints, logs, or touches files, clock or environment."""
     found = [
-        shown(path, node)
-        for path in FILES
-        if room(path) not in OUTSIDE_THE_CORE
-        for node in effects(tree(path))
+        shown(path, node) for path in FILES if room(path) not in OUTSIDE_THE_CORE for node in effects(tree(path))
     ]
     assert found == []
 

@@ -137,9 +137,7 @@ def test_opt_350m_adapts_its_projections_too() -> None:
     everything = {name for _, name, _ in matched(build_model(config), "all-linear")}
     assert {"model.decoder.project_in", "model.decoder.project_out"} < everything
     assert len(matched(build_model(config), "attention")) == 4
-    assert "model.decoder.final_layer_norm.weight" not in {
-        name for name, _, _ in build_model(config).parameters()
-    }
+    assert "model.decoder.final_layer_norm.weight" not in {name for name, _, _ in build_model(config).parameters()}
 
 
 def test_a_missing_key_takes_the_config_classs_default() -> None:
@@ -264,8 +262,7 @@ def test_a_packed_linears_bias_is_loaded_in_fp32_and_runs_in_16_bits() -> None:
 def test_checkpointed_embeddings_ask_for_a_gradient() -> None:
     """Under checkpointing frozen embeddings and their gradient stay to the end of the step."""
     plain, checkpointed = (
-        play(prepared(tiny("opt", dropout=0.0), "lora"), 128, 2, checkpointing)
-        for checkpointing in (False, True)
+        play(prepared(tiny("opt", dropout=0.0), "lora"), 128, 2, checkpointing) for checkpointing in (False, True)
     )
     embedded = 2 * 128 * HIDDEN * 2
     assert checkpointed.end_bytes - plain.end_bytes == 2 * embedded
@@ -291,9 +288,7 @@ CONFIGS = [
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: str(config["model_type"]))
-def test_one_block_stands_for_all(
-    config: dict[str, Any], method: str, checkpointing: bool, attention: str
-) -> None:
+def test_one_block_stands_for_all(config: dict[str, Any], method: str, checkpointing: bool, attention: str) -> None:
     """Levels read from one or two played blocks are those of a model whose blocks are all played."""
     autocast = None if method == "full" else BF16
     shared, single = prepared(config, method), prepared(config, method)

@@ -82,9 +82,7 @@ def test_fp32_with_grouped_heads_is_written_out() -> None:
         (208, BF16, False, (8, 0), "flash"),
     ],
 )
-def test_the_kernel_taken(
-    dim: int, dtype: DType, masked: bool, capability: tuple[int, int], kernel: str
-) -> None:
+def test_the_kernel_taken(dim: int, dtype: DType, masked: bool, capability: tuple[int, int], kernel: str) -> None:
     """Flash in 16 bits without a mask up to 256 values a head; else efficient where aligned; else math."""
     t = Player()
     t.compute_capability = capability

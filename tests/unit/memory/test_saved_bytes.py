@@ -34,9 +34,7 @@ def per_layer(kv_heads: int = 2, **options: Any) -> int:
     """Bytes that one more layer leaves alive at the end of forward."""
 
     def activations(layers: int) -> int:
-        request = Request(
-            model=config(layers, kv_heads), seq_len=TOKENS, rank=WIDTHS["r"], **options
-        )
+        request = Request(model=config(layers, kv_heads), seq_len=TOKENS, rank=WIDTHS["r"], **options)
         return estimate(request).memory.activations_bytes
 
     difference = activations(6) - activations(5)

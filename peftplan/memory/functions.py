@@ -1,0 +1,166 @@
+"""Activation functions, softmax, dropout, layer norm and embeddings: what each allocates and saves.
+
+Source: torch-derivatives; transformers 5.23 activations.py (the functions written out in Python).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from peftplan.memory.elementwise import ElementwiseOps, unary_backward
+from peftplan.specs.formats import BOOL, FP16, FP32, DType
+from peftplan.specs.tensors import Tensor
+
+Grads = Sequence[Tensor | None]
+
+
+def _layer_norm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    x, weight, _bias, _mean, _rstd = saved
+    wants_input, wants_weight, wants_bias = context
+    grad_x = t.like(x, "native_layer_norm_backward") if wants_input else None
+    grad_w = t.like(weight, "native_layer_norm_backward") if wants_weight else None
+    grad_b = t.like(weight, "native_layer_norm_backward") if wants_bias else None
+    return (grad_x, grad_w, grad_b)
+
+
+def _embedding_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    shape, numel = context
+    return (t.new(shape, numel, g.dtype, "embedding_dense_backward"),)
+
+
+def _dropout_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (t.like(g, "native_dropout_backward"),)
+
+
+def _softmax_backward(t: Any, g: Tensor, saved: Any, dtype: DType) -> Grads:
+    return (t.new(g.shape, g.numel, dtype, "_softmax_backward_data"),)
+
+
+class FunctionOps(ElementwiseOps):
+    """Functions applied to whole tensors."""
+
+    def activation(self, x: Tensor, name: str) -> Tensor:
+        """An activation function by its transformers name (ACT2FN); see `ACTIVATIONS`."""
+        return ACTIVATIONS[name](self, x)  # type: ignore[no-any-return]
+
+    def silu(self, x: Tensor) -> Tensor:
+        """Saves its input."""
+        return self.saving_input(x, "silu")
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The fused kernel, exact or tanh; saves its input."""
+        return self.saving_input(x, "gelu")
+
+    def tanh(self, x: Tensor) -> Tensor:
+        """Saves its result."""
+        node = self.link("TanhBackward0", unary_backward, (), (x.edge,), "tanh_backward")
+        return self.saving_result(self.like(x, "tanh"), node)
+
+    def relu(self, x: Tensor) -> Tensor:
+        """Saves its result."""
+        node = self.link("ReluBackward0", unary_backward, (), (x.edge,), "threshold_backward")
+        return self.saving_result(self.like(x, "relu"), node)
+
+    def sigmoid(self, x: Tensor) -> Tensor:
+        """Saves its result."""
+        node = self.link("SigmoidBackward0", unary_backward, (), (x.edge,), "sigmoid_backward")
+        return self.saving_result(self.like(x, "sigmoid"), node)
+
+    def new_gelu(self, x: Tensor) -> Tensor:
+        """GPT-2's tanh GELU written out in Python: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3)))."""
+        return self.mul(
+            self.mul_scalar(x),
+            self.add_scalar(self.tanh(self.mul_scalar(self.add(x, self.mul_scalar(self.pow(x)))))),
+        )
+
+    def fast_gelu(self, x: Tensor) -> Tensor:
+        """Written out in Python: 0.5 * x * (1 + tanh(c * x * (1 + 0.044715 * x * x)))."""
+        return self.mul(
+            self.mul_scalar(x),
+            self.add_scalar(
+                self.tanh(self.mul(self.mul_scalar(x), self.add_scalar(self.mul(self.mul_scalar(x), x))))
+            ),
+        )
+
+    def quick_gelu(self, x: Tensor) -> Tensor:
+        """x * sigmoid(1.702 * x)."""
+        return self.mul(x, self.sigmoid(self.mul_scalar(x)))
+
+    def softmax(self, x: Tensor, dtype: DType | None = None) -> Tensor:
+        """Softmax over the last dimension, in `dtype` (autocast: fp32); saves its result.
+
+        Only fp16 is widened inside the kernel (ATen SoftMax.cpp, half_to_float): bf16 is cast first.
+        """
+        if dtype is None and self.autocast is not None:
+            dtype = FP32
+        if dtype is not None and x.dtype is not FP16:
+            x = self.to(x, dtype)
+        source = x.dtype
+        node = self.link("SoftmaxBackward0", _softmax_backward, (), (x.edge,), source)
+        out = self.new(x.shape, x.numel, dtype or source, "_softmax")
+        return self.saving_result(out, node)
+
+    def dropout(self, x: Tensor, probability: float) -> Tensor:
+        """F.dropout in training on CUDA: a fused kernel that saves a one-byte mask."""
+        if probability <= 0.0 or not self.training:
+            return x
+        node = self.link("NativeDropoutBackward0", _dropout_backward, (), (x.edge,))
+        out = self.like(x, "native_dropout")
+        mask = self.new(x.shape, x.numel, BOOL, "native_dropout mask")
+        if node is not None:
+            self.save(node, (mask,))
+        return self.attach(out, node)
+
+    def layer_norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """F.layer_norm: saves its input, weight, and the mean and reciprocal deviation of each row."""
+        if self.autocast is not None:
+            bias = self.to(bias, FP32) if bias is not None else None
+            weight = self.to(weight, FP32) if weight is not None else None
+            x = self.to(x, FP32)
+        edges = (
+            x.edge,
+            weight.edge if weight is not None else None,
+            bias.edge if bias is not None else None,
+        )
+        node = self.link(
+            "NativeLayerNormBackward0",
+            _layer_norm_backward,
+            (x, weight, bias),
+            edges,
+            tuple(e is not None for e in edges),
+        )
+        out = self.like(x, "native_layer_norm")
+        rows = prod(x.shape[:-1])
+        mean = self.new((rows,), rows, FP32, "native_layer_norm mean")
+        rstd = self.new((rows,), rows, FP32, "native_layer_norm rstd")
+        if node is not None:
+            self.save(node, (mean, rstd))
+        return self.attach(out, node)
+
+    def embedding(self, ids: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Rows of a table, perhaps scaled; saves the ids, and its gradient is a whole table."""
+        node = self.link(
+            "EmbeddingBackward0", _embedding_backward, (ids,), (weight.edge,), (weight.shape, weight.numel)
+        )
+        shape = (*ids.shape, weight.shape[1])
+        out = self.attach(self.new(shape, prod(shape), weight.dtype, "embedding"), node)
+        if scale is not None:
+            out = self.mul(out, self.to(scale, weight.dtype))
+        if ids is self.leaf_ids and node is None and self.grad_enabled:
+            self.ask_gradient(out)
+        return out
+
+
+ACTIVATIONS: dict[str, Any] = {
+    "silu": FunctionOps.silu,
+    "swish": FunctionOps.silu,
+    "gelu": FunctionOps.gelu,
+    "gelu_pytorch_tanh": FunctionOps.gelu,
+    "gelu_fast": FunctionOps.fast_gelu,
+    "quick_gelu": FunctionOps.quick_gelu,
+    "gelu_new": FunctionOps.new_gelu,
+    "relu": FunctionOps.relu,
+    "tanh": FunctionOps.tanh,
+}
