@@ -109,7 +109,7 @@ def estimate(request: Request) -> Report:
         cost=None,
         recipes=_other_recipes(plan),
         versions=dict(REFERENCE_VERSIONS),
-        notes=_notes(plan, settled.model),
+        notes=_notes(plan, settled),
     )
 
 
@@ -190,13 +190,18 @@ def _other_recipes(plan: Plan) -> tuple[RecipeTotal, ...]:
     return tuple(totals)
 
 
-def _notes(plan: Plan, model: ModelSpec) -> tuple[str, ...]:
-    request = plan.request
+def _notes(plan: Plan, settled: Settled) -> tuple[str, ...]:
+    request, model = plan.request, settled.model
     notes = [plan.found.origin, _recipe_note(plan)]
     limit = model.max_seq_len
     if limit is not None and request.seq_len is not None and request.seq_len > limit:
         notes.append(f"--seq-len {request.seq_len} is above the model's limit of {limit} positions")
     notes.extend(model.notes)
+    if "math" in settled.account.timeline.player.attention_kernels:
+        notes.append(
+            "attention: torch's flash and memory-efficient kernels do not take these heads, types and masks on "
+            "this GPU, so its math form runs and holds scores of length x length for every head"
+        )
     if plan.gpu is not None:
         notes.append(f"{plan.gpu.name}: usable memory {plan.gpu.capacity_basis}")
         if plan.gpu.compute_capability is None:

@@ -110,13 +110,11 @@ def _find_gpu(name: str) -> GpuRecord:
 
 
 def _capability(gpu: GpuRecord | None) -> tuple[int, int]:
-    record = gpu or find_gpu(REFERENCE_GPU)
-    assert record is not None
-    if record.compute_capability is None:
-        reference = find_gpu(REFERENCE_GPU)
-        assert reference is not None and reference.compute_capability is not None
-        return reference.compute_capability
-    return record.compute_capability
+    """The GPU's generation; without a GPU, or without CUDA, the reference GPU's."""
+    for record in (gpu, find_gpu(REFERENCE_GPU)):
+        if record is not None and record.compute_capability is not None:
+            return record.compute_capability
+    raise NotFound(f"the catalogue holds no CUDA record for {REFERENCE_GPU}; reinstall peftplan")
 
 
 def _fill(request: Request, method: Method, model: ModelSpec) -> Request:

@@ -4,7 +4,7 @@ It prints the milliseconds of one `estimate()` of an 80-layer model (the first c
 new sequence lengths, repeated calls), and the time of the whole process `peftplan estimate … --json` beside
 that of importing what any command line with tables and models imports.
 """
-# ruff: noqa: T201  # a benchmark prints
+# a benchmark prints
 
 from __future__ import annotations
 

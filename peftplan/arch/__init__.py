@@ -51,16 +51,12 @@ def build_model(config: Mapping[str, Any], where: str = "config") -> ModelSpec:
     notes: list[str] = []
     model_type = _family(reader)
     if model_type not in FAMILIES and isinstance(config.get("text_config"), Mapping):
-        notes.append(
-            f"{model_type}: a model with several towers; the figures are those of its text tower alone"
-        )
+        notes.append(f"{model_type}: a model with several towers; the figures are those of its text tower alone")
         reader = reader.section("text_config") or reader
         model_type = _family(reader)
     if model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        raise BadInput(
-            f"{where}: model_type is {shown(reader.get('model_type'))}; known families are {known}"
-        )
+        raise BadInput(f"{where}: model_type is {shown(reader.get('model_type'))}; known families are {known}")
     spec: ModelSpec = import_module(f"peftplan.arch.{FAMILIES[model_type]}").build(reader)
     spec.notes[:0] = notes
     return spec

@@ -64,9 +64,7 @@ class Embeddings(Module):
             places = t.part(self.position_ids, (1, length))
         types = t.new(places.shape, places.numel, INT64, "gather")
         words = t.call("word_embeddings", self.word_embeddings, x)
-        of_type = t.call(
-            "token_type_embeddings", self.token_type_embeddings, t.part(types, (batch, length))
-        )
+        of_type = t.call("token_type_embeddings", self.token_type_embeddings, t.part(types, (batch, length)))
         x = t.add(words, of_type)
         of_place = t.call("position_embeddings", self.position_embeddings, places)
         x = t.add(x, of_place)

@@ -37,9 +37,7 @@ class Config(Mapping[str, Any]):
         value = self.values_by_key.get(key)
         if value is None:
             if default is None:
-                raise BadInput(
-                    f"{self.where}: {key} is missing; a config of this family must have it"
-                )
+                raise BadInput(f"{self.where}: {key} is missing; a config of this family must have it")
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= limit:
             raise self.fail(key, value, f"a whole number from 1 to {limit}")

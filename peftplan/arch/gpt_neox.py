@@ -85,9 +85,7 @@ class Block(Module):
         self.mlp = MLP(s)
 
     def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
-        attended = t.call(
-            "attention", self.attention, t.call("input_layernorm", self.input_layernorm, x), given
-        )
+        attended = t.call("attention", self.attention, t.call("input_layernorm", self.input_layernorm, x), given)
         attended = t.dropout(attended, self.dropout)
         if self.parallel:
             fed = self.feed(t, x)

@@ -209,9 +209,7 @@ def windowed_layers(c: Config, num_layers: int) -> list[bool]:
     if kinds is None:
         return [i % 2 == 0 for i in range(num_layers)]
     if len(kinds) < num_layers or not set(kinds) <= {"sliding_attention", "full_attention"}:
-        raise c.fail(
-            "layer_types", kinds, f"sliding_attention or full_attention for each of {num_layers} layers"
-        )
+        raise c.fail("layer_types", kinds, f"sliding_attention or full_attention for each of {num_layers} layers")
     return [kind == "sliding_attention" for kind in kinds[:num_layers]]
 
 

@@ -34,9 +34,7 @@ class SparseMLP(Module):
         return t.view(x, shape)  # type: ignore[no-any-return]
 
 
-def single_mask(
-    window: int | None, t: Ops, batch: int, length: int, dtype: DType
-) -> tuple[Tensor | None, None]:
+def single_mask(window: int | None, t: Ops, batch: int, length: int, dtype: DType) -> tuple[Tensor | None, None]:
     """One mask for all layers: with the window where the config has one."""
     return attention_mask(t, batch, length, dtype, window), None
 

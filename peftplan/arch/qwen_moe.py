@@ -83,9 +83,7 @@ def windowed_layers(c: Config, num_layers: int) -> list[bool]:
     return [sliding and i % 2 == 0 and i < limit for i in range(num_layers)]
 
 
-def both_masks(
-    window: int, t: Ops, batch: int, length: int, dtype: DType
-) -> tuple[Tensor | None, Tensor | None]:
+def both_masks(window: int, t: Ops, batch: int, length: int, dtype: DType) -> tuple[Tensor | None, Tensor | None]:
     """Qwen2-MoE makes the windowed mask whether a layer uses it or not; no window means one of length 0."""
     full = attention_mask(t, batch, length, dtype)
     return full, attention_mask(t, batch, length, dtype, window)

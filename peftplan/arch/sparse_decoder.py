@@ -81,9 +81,7 @@ class MaskedAttention(Module):
 class Block(Module):
     """Attention and MLP (dense or of experts), each behind a norm and beside a residual."""
 
-    def __init__(
-        self, attention: Module, mlp: Module, norms: Callable[[], Module], windowed: bool = False
-    ) -> None:
+    def __init__(self, attention: Module, mlp: Module, norms: Callable[[], Module], windowed: bool = False) -> None:
         super().__init__()
         self.windowed = windowed
         self.self_attn = attention

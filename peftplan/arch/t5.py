@@ -194,9 +194,7 @@ class LayerAttention(Module):
     ) -> tuple[Tensor, Tensor]:
         normed = t.call("layer_norm", self.layer_norm, x)
         attention = self.children[self.name]
-        attended, bias = t.call(
-            self.name, attention, normed, normed if source is None else source, bias, mask
-        )
+        attended, bias = t.call(self.name, attention, normed, normed if source is None else source, bias, mask)
         assert bias is not None
         return t.add(x, t.dropout(attended, self.s.dropout)), bias
 

@@ -131,7 +131,7 @@ def _from_hub(name: str) -> FoundModel:
         fetched = Path(hf_hub_download(name, "config.json"))
     except (RepositoryNotFoundError, EntryNotFoundError):
         raise NotFound(f"{name} has no config.json on the Hub, or does not exist{_suggest(name)}") from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - its client raises errors of many libraries
         raise NotFound(
             f"the config of {name} could not be fetched from the Hub ({type(error).__name__}){_suggest(name)}"
         ) from None
@@ -144,8 +144,10 @@ def _hub_answers() -> bool:
     from urllib.request import Request, urlopen
 
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if not endpoint.startswith(("https://", "http://")):
+        return False
     try:
-        urlopen(Request(endpoint, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()
+        urlopen(Request(endpoint, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()  # noqa: S310 - checked above
     except HTTPError:
         return True
     except (OSError, ValueError):
@@ -155,8 +157,8 @@ def _hub_answers() -> bool:
 
 def _cached(name: str) -> Path | None:
     """config.json of the newest cached snapshot, by the Hub cache's documented layout."""
-    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
     repository = cache / f"models--{name.replace('/', '--')}"
     try:
         reference = (repository / "refs" / "main").read_text(encoding="utf-8").strip()

@@ -60,10 +60,7 @@ def rows_as_csv(rows: list[Row]) -> str:
 
     return rows_csv(
         list(rows[0]),
-        (
-            ["; ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for v in row.values()]
-            for row in rows
-        ),
+        (["; ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for v in row.values()] for row in rows),
     )
 
 

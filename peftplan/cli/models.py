@@ -45,9 +45,7 @@ def _table(rows: list[Row]) -> Any:
     return Table(
         f"{len(rows)} models",
         (Column("model"), Column("parameters", right=True), Column("type"), Column("also called")),
-        tuple(
-            (r["id"], format_count(r["num_params"]), r["architecture"], ", ".join(r["aliases"])) for r in rows
-        ),
+        tuple((r["id"], format_count(r["num_params"]), r["architecture"], ", ".join(r["aliases"])) for r in rows),
     )
 
 

@@ -35,6 +35,7 @@ class AttentionOps(EfficientOps):
     """scaled_dot_product_attention on CUDA."""
 
     compute_capability: tuple[int, int] = (8, 0)
+    attention_kernels: set[str]  # those that were taken
 
     def attention_kernel(self, q: Tensor, k: Tensor, v: Tensor, masked: bool) -> str:
         """flash, efficient or math: torch's order of preference and each kernel's conditions."""
@@ -74,6 +75,7 @@ class AttentionOps(EfficientOps):
                 mask = self.autocast_to(mask, outer)
             v, k, q = self.autocast_to(v, outer), self.autocast_to(k, outer), self.autocast_to(q, outer)
         kernel = self.attention_kernel(q, k, v, mask is not None)
+        self.attention_kernels.add(kernel)
         if mask is not None and mask.dtype is BOOL:
             mask = self.additive_mask(mask, q)
         if kernel == "flash":

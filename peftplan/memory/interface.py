@@ -29,6 +29,7 @@ class InterfaceOps(AttentionOps):
 
     def __init__(self, accumulating: bool = False) -> None:
         super().__init__(accumulating)
+        self.attention_kernels: set[str] = set()
         # what the flash-attention package is handed in place of fp32, where autocast names no type
         self.load_dtype: DType | None = None
         # attention weights that the running block holds in a local variable until it returns

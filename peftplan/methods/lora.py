@@ -6,6 +6,7 @@ Source: peft-lora; the scaling, alpha/r or with rslora alpha/sqrt(r), changes va
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 from peftplan.errors import BadInput
 from peftplan.methods.base import prepare_for_kbit, quantize_base, set_base_dtype
@@ -101,8 +102,8 @@ class TrainedCopy(Module):
                 parameter.role = "adapter"
                 parameter.set_trainable(True)
 
-    def forward(self, t: Ops, x: Tensor) -> Tensor:
-        return t.call("modules_to_save", self.modules_to_save, x)  # type: ignore[no-any-return]
+    def forward(self, t: Ops, x: Tensor, *args: Any) -> Any:
+        return t.call("modules_to_save", self.modules_to_save, x, *args)
 
 
 def adapter_linear(in_features: int, out_features: int, dtype: DType) -> Linear:

@@ -128,8 +128,7 @@ def _moments(report: Report) -> Table:
     memory = report.memory
     peak = memory.peak_moment
     sizes = [
-        (moment_label(name) + (" (peak)" if name == peak else ""), size)
-        for name, size in memory.moments.items()
+        (moment_label(name) + (" (peak)" if name == peak else ""), size) for name, size in memory.moments.items()
     ]
     sizes.append(("evaluation pass", memory.evaluation_peak_bytes))
     sizes.append(("loading, on the device", memory.load.device_peak_bytes))

@@ -239,9 +239,7 @@ def _card(report: Report) -> Iterator[Figure]:
     )
 
 
-def _figure(
-    group: str, name: str, num_bytes: int, meaning: str, formula: str = "", source: str = ""
-) -> Figure:
+def _figure(group: str, name: str, num_bytes: int, meaning: str, formula: str = "", source: str = "") -> Figure:
     return Figure.model_construct(
         group=group, name=name, bytes=num_bytes, meaning=meaning, formula=formula, source=source
     )

@@ -79,8 +79,7 @@ def _table(table: Table, width: int) -> list[str]:
 
 def _row(row: tuple[Cell, ...], table: Table, widths: list[int]) -> list[str]:
     cells = [
-        [str(cell)] if column.right else _cell(cell, size)
-        for cell, size, column in zip(row, widths, table.columns)
+        [str(cell)] if column.right else _cell(cell, size) for cell, size, column in zip(row, widths, table.columns)
     ]
     lines = []
     for i in range(max(len(cell) for cell in cells)):

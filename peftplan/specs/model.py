@@ -34,8 +34,9 @@ class ModelSpec:
 
     `stem` owns everything outside the repeated blocks, under the names the real model gives them.
     `enter(t, ids)` runs up to the first block and returns (hidden states, what every block is given
-    beside them), which a block may replace by returning both; `leave(t, hidden)` runs from the last block to the input of the output head; `head`
-    is the module that makes logits. `linear_suffixes` by role answer `--targets attention|mlp`.
+    beside them), which a block may replace by returning both; `leave(t, hidden)` runs from the last
+    block to the input of the output head; `head` is the module that makes logits.
+    `attention_targets` and `mlp_targets` answer `--targets attention` and `mlp`.
     """
 
     family: str

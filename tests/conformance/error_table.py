@@ -25,7 +25,7 @@ def table(cases: Iterable[Case]) -> str:
     """Median and worst absolute relative error by method and by family, as Markdown."""
     found = [(case, errors(case, case.report())) for case in cases if not packs_conv1d(case)]
     lines = [
-        "| | cases | activations: median, worst | allocated: median, worst | reserved: median, worst | resident bytes exact |",
+        "| | cases | activations: median, worst | allocated: same | reserved: same | resident bytes exact |",
         "|---|---|---|---|---|---|",
     ]
     keys: list[Callable[[Case], str]] = [

@@ -18,7 +18,7 @@ DECODERS = {
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "gemma3", "phi3"),
     *("granite", "gpt2", "gpt_neox", "gptj", "opt", "phi", "falcon", "bloom"),
 }
-EAGER_ONLY = {"gemma2", "bloom"}
+EAGER_ONLY = {"gemma2", "bloom", "gptj"}
 NAMED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "granite"}
 
 

@@ -103,7 +103,7 @@ def test_trainable_parameters_equal_real_peft(family: str, targets: str, rank: i
     try:
         answer = estimate(request).method
     except BadInput:  # refused here (gpt_oss keeps its feed-forward as expert tensors), refused there
-        with torch.device("meta"), pytest.raises(ValueError, match="[Tt]arget"):
+        with torch.device("meta"), pytest.raises(ValueError, match=r"[Tt]arget"):
             peft.get_peft_model(built(config), adapter)
         return
     with torch.device("meta"):
@@ -127,7 +127,7 @@ def test_saved_modules_and_biases_equal_real_peft(family: str) -> None:
                     bias=bias,
                     modules_to_save=save,
                     seq_len=8,
-                )  # fmt: skip
+                )
             ).method
             adapter = peft.LoraConfig(r=16, target_modules=[name], bias=bias, modules_to_save=save or None)
             with torch.device("meta"):
