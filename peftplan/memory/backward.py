@@ -15,6 +15,19 @@ from peftplan.specs.formats import DType
 from peftplan.specs.tensors import Parameter, Tensor
 
 
+# What a recomputation has of its own, and hands back when it ends.
+_OWN_TO_A_RECOMPUTATION = (
+    "nodes",
+    "frame",
+    "autocast",
+    "autocast_cache",
+    "module",
+    "layer",
+    "held",
+    "kind",
+)
+
+
 class BackwardEngine(Engine):
     """The tape run backwards."""
 
@@ -123,16 +136,7 @@ class BackwardEngine(Engine):
         return saved
 
     def _recompute(self, frame: Frame) -> None:
-        outer = (
-            self.nodes,
-            self.frame,
-            self.autocast,
-            self.autocast_cache,
-            self.module,
-            self.layer,
-            self.held,
-            self.kind,
-        )
+        outer = [getattr(self, name) for name in _OWN_TO_A_RECOMPUTATION]
         self.kind, self.module = "recomputed activation", ""
         self.nodes, self.frame, self.held = [], None, []
         self.autocast, self.autocast_cache = frame.state, {}
@@ -146,16 +150,8 @@ class BackwardEngine(Engine):
             frame.recomputed = self.recording
             self.recording = None
             self.grad_enabled = False
-            (
-                self.nodes,
-                self.frame,
-                self.autocast,
-                self.autocast_cache,
-                self.module,
-                self.layer,
-                self.held,
-                self.kind,
-            ) = outer
+            for name, value in zip(_OWN_TO_A_RECOMPUTATION, outer):
+                setattr(self, name, value)
 
     # ---- provided by the operations
     def sum_to(self, grad: Tensor, numel: int) -> Tensor:

@@ -63,7 +63,7 @@ def test_the_fused_loss_holds_no_logits_and_chunks_hold_less_than_whole_logits()
 
 
 def test_trainer_converts_logits_to_fp32_and_takes_fused_adamw() -> None:
-    """HF Trainer under mixed precision keeps outputs in fp32, so forward ends higher; its default optimizer is fused."""
+    """HF Trainer keeps outputs of mixed precision in fp32; its default optimizer is fused AdamW."""
     plain, trainer = report("lora"), report("lora", loop="trainer")
     assert trainer.request["optimizer"] == "adamw-fused"
     gained = trainer.memory.activations_bytes - plain.memory.activations_bytes
