@@ -6,6 +6,7 @@ attention alone for it, and keeps every block's output until the encoder's calle
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,9 +158,11 @@ class SelfAttention(Module):
         """What is added to the scores for the distance of query and key: [batch * heads, length, length]."""
         r = self.r
         rows = t.view(distances, (1, *distances.shape))
-        if r.shared_projections:
-            queries = self.of_positions(t, "query_proj", rows, query.shape[0])
-            keys = self.of_positions(t, "key_proj", rows, query.shape[0])
+        if r.shared_projections:  # both are made, also one that nothing uses and no gradient reaches
+            with nullcontext() if r.position_to_content else t.no_grad():
+                queries = self.of_positions(t, "query_proj", rows, query.shape[0])
+            with nullcontext() if r.content_to_position else t.no_grad():
+                keys = self.of_positions(t, "key_proj", rows, query.shape[0])
         else:
             keys = self.of_positions(t, "pos_key_proj", rows, query.shape[0])
             queries = self.of_positions(t, "pos_query_proj", rows, query.shape[0])
@@ -257,7 +260,7 @@ class Encoder(Module):
         """The embeddings of all distances, as every block is given them."""
         weight = self.rel_embeddings.weight
         if "LayerNorm" not in self.children:
-            return weight
+            return t.shared_weight(weight)  # type: ignore[no-any-return]
         return t.call("LayerNorm", self.children["LayerNorm"], weight)  # type: ignore[no-any-return]
 
 

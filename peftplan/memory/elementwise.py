@@ -131,7 +131,7 @@ class ElementwiseOps(BackwardEngine):
             if x.__class__ is not Parameter and x.edge[0].__class__ is Parameter:
                 return self.to(x, dtype)  # a view of a weight
             # a leaf is cast once and kept until the autocast region ends (ATen/autocast_mode.cpp cached_cast)
-            key = (id(x.edge[0]), self.layer)
+            key = (id(x.edge[0]), self.layer if x.__class__ is Parameter else -1)
             held = self.autocast_cache.get(key)
             if held is None:
                 held = self.autocast_cache[key] = self.to(x, dtype)
@@ -139,6 +139,11 @@ class ElementwiseOps(BackwardEngine):
         return self.to(x, dtype)
 
     # ---- views
+    def shared_weight(self, weight: Parameter) -> Tensor:
+        """A weight that several blocks are given: their gradients meet before it is reached."""
+        node = self.link("AccumulateGrad", _same, (), (weight.edge,))
+        return self.attach(Tensor(weight.shape, weight.numel, weight.dtype, weight.storage, None), node)
+
     @staticmethod
     def view(x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The same bytes under another shape (view, transpose, unsqueeze)."""
