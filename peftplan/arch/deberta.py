@@ -6,7 +6,7 @@ attention alone for it, and keeps every block's output until the encoder's calle
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,11 @@ class Relative:
     bucketed: bool
     normalised: bool
     head_dim: int
+
+    @property
+    def compared(self) -> bool:
+        """Whether anything is compared with positions at all."""
+        return self.content_to_position or self.position_to_content
 
 
 # mask, distances [1, length, length], their embeddings, and the embedded words
@@ -140,7 +145,8 @@ class SelfAttention(Module):
         value = self.by_head(t, "value_proj", x)
         scores = t.matmul(query, t.mul_scalar(key, "div"), flat)
         if self.r.span:
-            distances = t.dropout(given[2], s.dropout)
+            with used(t, self.r.compared):
+                distances = t.dropout(given[2], s.dropout)
             bias = self.position_bias(t, query, key, given[1], distances)
             scores = t.add_scalar(scores) if bias is None else t.add(scores, bias)
         scores = t.view(scores, (batch, s.heads, length, length))
@@ -159,9 +165,9 @@ class SelfAttention(Module):
         r = self.r
         rows = t.view(distances, (1, *distances.shape))
         if r.shared_projections:  # both are made, also one that nothing uses and no gradient reaches
-            with nullcontext() if r.position_to_content else t.no_grad():
+            with used(t, r.position_to_content):
                 queries = self.of_positions(t, "query_proj", rows, query.shape[0])
-            with nullcontext() if r.content_to_position else t.no_grad():
+            with used(t, r.content_to_position):
                 keys = self.of_positions(t, "key_proj", rows, query.shape[0])
         else:
             keys = self.of_positions(t, "pos_key_proj", rows, query.shape[0])
@@ -186,6 +192,11 @@ class SelfAttention(Module):
             return None
         heads = self.by_head(t, name, rows, turned=copies == self.s.heads)
         return t.expand_copy(heads, (copies, *heads.shape[1:]))  # type: ignore[no-any-return]
+
+
+def used(t: Ops, wanted: bool) -> AbstractContextManager[Any]:
+    """Around what is computed whether `wanted` or not: a graph that nothing uses goes at once."""
+    return nullcontext() if wanted else t.no_grad()  # type: ignore[no-any-return]
 
 
 def clamped(t: Ops, distances: Tensor) -> Tensor:
@@ -287,7 +298,9 @@ def build(c: Config) -> ModelSpec:
         mask = t.new((batch, 1, length, length), batch * length * length, INT64, "mul")
         if not r.span:
             return x, (mask, None, None, x)
-        return x, (mask, distances_between(t, length, r.bucketed), encoder.distances(t), x)
+        relative = distances_between(t, length, r.bucketed)
+        with used(t, r.compared):
+            return x, (mask, relative, encoder.distances(t), x)
 
     def convolve(t: Ops, x: Tensor, given: Given) -> tuple[Tensor, Given]:
         x = t.call("deberta.encoder.conv", encoder.children["conv"], given[3], x)

@@ -14,7 +14,6 @@ from peftplan.memory.tape import Engine
 from peftplan.specs.formats import DType
 from peftplan.specs.tensors import Parameter, Tensor
 
-
 # What a recomputation has of its own, and hands back when it ends.
 _OWN_TO_A_RECOMPUTATION = (
     "nodes",
