@@ -218,13 +218,9 @@ def masked_head(hidden: int, vocab: int, tied_to: Parameter | None) -> tuple[Lin
     return decoder, bias
 
 
-def targets_of(attention: tuple[str, ...], num_layers: int) -> dict[str, tuple[str, ...]]:
-    """Projections by role; the last part of the feed-forward's name is the attention's output too."""
-    outputs = tuple(f"{layer}.output.dense" for layer in range(num_layers))
-    return {
-        "attention_targets": (*attention, "attention.output.dense"),
-        "mlp_targets": ("intermediate.dense", *outputs),
-    }
+def feed_forward_names(num_layers: int) -> tuple[str, ...]:
+    """The feed-forward pair's names; the second one's last part is the attention's output too, hence the layer."""
+    return ("intermediate.dense", *(f"{layer}.output.dense" for layer in range(num_layers)))
 
 
 def build(c: Config) -> ModelSpec:
@@ -275,5 +271,6 @@ def build(c: Config) -> ModelSpec:
         max_seq_len=max(limit, 1),
         transform=lambda t, x: t.call(transform_path, transform, x),
         encoder=True,
-        **targets_of(("query", "key", "value"), num_layers),
+        attention_targets=("query", "key", "value", "attention.output.dense"),
+        mlp_targets=feed_forward_names(num_layers),
     )

@@ -6,68 +6,16 @@ attention alone for it, and keeps every block's output until the encoder's calle
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
-from peftplan.arch.bert_like import Block, Shape, Transform, masked_head, shape, targets_of
+from peftplan.arch.bert_like import Block, Shape, Transform, feed_forward_names, masked_head, shape
 from peftplan.arch.config import Config, activation
+from peftplan.arch.disentangled import Given, Relative, SelfAttention, perhaps, projections_of, relative, used
 from peftplan.arch.relative_positions import distances_between
 from peftplan.specs.formats import BOOL, INT64
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
 from peftplan.specs.tensors import Parameter, Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Relative:
-    """How attention sees positions: which products are added, and over how many distances."""
-
-    content_to_position: bool
-    position_to_content: bool
-    shared_projections: bool
-    span: int  # distances on either side; 0 where attention is by content alone
-    bucketed: bool
-    normalised: bool
-    head_dim: int
-
-    @property
-    def compared(self) -> bool:
-        """Whether anything is compared with positions at all."""
-        return self.content_to_position or self.position_to_content
-
-
-# mask, distances [1, length, length], their embeddings, and the embedded words
-Given = tuple[Tensor, Tensor | None, Tensor | None, Tensor]
-
-
-def relative(c: Config, s: Shape) -> Relative:
-    """The config's keys on relative positions, with the defaults of the modelling code."""
-    kinds = c.get("pos_att_type") or ()
-    if isinstance(kinds, str):
-        kinds = [kind.strip() for kind in kinds.lower().split("|")]
-    if not isinstance(kinds, (list, tuple)) or not all(isinstance(kind, str) for kind in kinds):
-        raise c.fail("pos_att_type", kinds, "c2p, p2c or both, joined by |")
-    span = 0
-    buckets = perhaps(c, "position_buckets")
-    if c.flag("relative_attention"):
-        furthest = perhaps(c, "max_relative_positions") or c.size("max_position_embeddings", 512)
-        span = buckets or furthest
-    norms = c.word("norm_rel_ebd", "none").lower().split("|")
-    return Relative(
-        "c2p" in kinds,
-        "p2c" in kinds,
-        c.flag("share_att_key"),
-        span,
-        buckets > 0,
-        "layer_norm" in [norm.strip() for norm in norms],
-        c.size("attention_head_size", s.hidden // s.heads),
-    )
-
-
-def perhaps(c: Config, key: str) -> int:
-    """A whole number where -1, like an absent key, means none: then 0."""
-    return 0 if c.get(key) == -1 else c.natural(key)
 
 
 class Embeddings(Module):
@@ -105,104 +53,6 @@ class Embeddings(Module):
         mask = t.new((batch, length, 1), batch * length, x.dtype, "_to_copy")
         x = t.mul(x, mask)
         return t.dropout(x, self.s.dropout)  # type: ignore[no-any-return]
-
-
-class SelfAttention(Module):
-    """Content against content, content against position, position against content, in one softmax."""
-
-    applied_often = True  # shared projections are applied to the distances too
-
-    def __init__(self, s: Shape, r: Relative) -> None:
-        super().__init__()
-        self.s, self.r = s, r
-        width = s.heads * r.head_dim
-        self.query_proj = Linear(s.hidden, width, True)
-        self.key_proj = Linear(s.hidden, width, True)
-        self.value_proj = Linear(s.hidden, width, True)
-        own = r.span > 0 and not r.shared_projections
-        if own and r.content_to_position:
-            self.add("pos_key_proj", Linear(s.hidden, width, True))
-        if own and r.position_to_content:
-            self.add("pos_query_proj", Linear(s.hidden, width, True))
-
-    def by_head(self, t: Ops, name: str, x: Tensor, turned: bool = False) -> Tensor:
-        """A projection of [batch, length, hidden], laid out head by head: [batch * heads, length, dim].
-
-        The gradient has to be laid out anew on its way back, unless it comes with its sides `turned`.
-        """
-        batch, length, _ = x.shape
-        out = t.call(name, self.children[name], x)
-        out = t.view(out, (batch, self.s.heads, length, self.r.head_dim))
-        out = t.contiguous(out) if turned else t.relaid(out)
-        return t.view(out, (batch * self.s.heads, length, self.r.head_dim))  # type: ignore[no-any-return]
-
-    def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
-        s, dim = self.s, self.r.head_dim
-        batch, length, _ = x.shape
-        flat = (batch * s.heads, length, length)
-        query = self.by_head(t, "query_proj", x)
-        key = self.by_head(t, "key_proj", x)
-        value = self.by_head(t, "value_proj", x)
-        scores = t.matmul(query, t.mul_scalar(key, "div"), flat)
-        if self.r.span:
-            with used(t, self.r.compared):
-                distances = t.dropout(given[2], s.dropout)
-            bias = self.position_bias(t, query, key, given[1], distances)
-            scores = t.add_scalar(scores) if bias is None else t.add(scores, bias)
-        scores = t.view(scores, (batch, s.heads, length, length))
-        mask = t.new((batch, 1, length, length), batch * length * length, BOOL, "_to_copy")
-        scores = t.masked_fill(scores, t.like(mask, "bitwise_not"))
-        weights = t.softmax(scores)
-        weights = t.dropout(weights, s.attention_dropout)
-        out = t.matmul(t.view(weights, flat), value, (batch * s.heads, length, dim))
-        out = t.relaid(t.view(out, (batch, length, s.heads, dim)))
-        return t.view(out, (batch, length, s.heads * dim))  # type: ignore[no-any-return]
-
-    def position_bias(
-        self, t: Ops, query: Tensor, key: Tensor, relative: Tensor, distances: Tensor
-    ) -> Tensor | None:
-        """What is added to the scores for the distance of query and key: [batch * heads, length, length]."""
-        r = self.r
-        rows = t.view(distances, (1, *distances.shape))
-        if r.shared_projections:  # both are made, also one that nothing uses and no gradient reaches
-            with used(t, r.position_to_content):
-                queries = self.of_positions(t, "query_proj", rows, query.shape[0])
-            with used(t, r.content_to_position):
-                keys = self.of_positions(t, "key_proj", rows, query.shape[0])
-        else:
-            keys = self.of_positions(t, "pos_key_proj", rows, query.shape[0])
-            queries = self.of_positions(t, "pos_query_proj", rows, query.shape[0])
-        bias = None
-        if r.content_to_position:
-            seen = t.matmul(query, keys, (*query.shape[:2], 2 * r.span))
-            place = clamped(t, relative)
-            seen = t.gather(seen, t.part(place, (*query.shape[:2], query.shape[1])))
-            bias = t.add_scalar(t.mul_scalar(seen, "div"))
-        if r.position_to_content:
-            opposite = clamped(t, t.like(relative, "neg"))
-            seen_by = t.matmul(key, queries, (*key.shape[:2], 2 * r.span))
-            seen_by = t.gather(seen_by, t.part(opposite, (*key.shape[:2], key.shape[1])))
-            scaled = t.mul_scalar(seen_by, "div")
-            bias = t.add_scalar(scaled) if bias is None else t.add_(bias, scaled)
-        return bias
-
-    def of_positions(self, t: Ops, name: str, rows: Tensor, copies: int) -> Tensor | None:
-        """A projection of the distances by head, repeated for every sequence; None where the model has none."""
-        if name not in self.children:
-            return None
-        heads = self.by_head(t, name, rows, turned=copies == self.s.heads)
-        return t.expand_copy(heads, (copies, *heads.shape[1:]))  # type: ignore[no-any-return]
-
-
-def used(t: Ops, wanted: bool) -> AbstractContextManager[Any]:
-    """Around what is computed whether `wanted` or not: a graph that nothing uses goes at once."""
-    return nullcontext() if wanted else t.no_grad()  # type: ignore[no-any-return]
-
-
-def clamped(t: Ops, distances: Tensor) -> Tensor:
-    """Rows of the distance embeddings: shifted to start at 0, held within the span."""
-    distances = t.like(distances, "add")
-    return t.like(distances, "clamp")  # type: ignore[no-any-return]
 
 
 class KeptBlock(Block):
@@ -298,9 +148,9 @@ def build(c: Config) -> ModelSpec:
         mask = t.new((batch, 1, length, length), batch * length * length, INT64, "mul")
         if not r.span:
             return x, (mask, None, None, x)
-        relative = distances_between(t, length, r.bucketed)
+        steps = distances_between(t, length, r.bucketed)
         with used(t, r.compared):
-            return x, (mask, relative, encoder.distances(t), x)
+            return x, (mask, steps, encoder.distances(t), x)
 
     def convolve(t: Ops, x: Tensor, given: Given) -> tuple[Tensor, Given]:
         x = t.call("deberta.encoder.conv", encoder.children["conv"], given[3], x)
@@ -320,14 +170,15 @@ def build(c: Config) -> ModelSpec:
         max_seq_len=positions,
         encoder=True,
         attention_kinds=("eager",),
-        **targets_of(("query_proj", "key_proj", "value_proj", "pos_key_proj", "pos_query_proj"), num_layers),
+        attention_targets=(*projections_of(r), "attention.output.dense"),
+        mlp_targets=feed_forward_names(num_layers),
     )
     (old_head if c.flag("legacy", True) else new_head)(c, s, spec, embeddings, width)
     return spec
 
 
 def runs_of(s: Shape, r: Relative, num_layers: int, convolve: Any) -> list[BlockRun]:
-    """The blocks: the first by itself where a convolution follows it, the last since shared gradients begin there."""
+    """The blocks: the first alone where a convolution follows it, the last since shared gradients begin there."""
     path, block = "deberta.encoder.layer", KeptBlock(SelfAttention(s, r), s)
     first = 1 if convolve else 0
     runs = [BlockRun(Block(SelfAttention(s, r), s), 1, 0, path)] if convolve else []
