@@ -6,6 +6,7 @@ from peftplan.methods.quantize import Linear4bit, Linear8bit
 from peftplan.specs.formats import FP16, FP32, DType, QuantFormat
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear
+from peftplan.specs.tensors import Parameter
 
 
 def set_base_dtype(model: ModelSpec, dtype: DType, trainable: bool) -> None:
@@ -41,12 +42,18 @@ def quantize_base(model: ModelSpec, quant: QuantFormat, compute_dtype: DType) ->
             f"the {quant.kind} load leaves {left_dense:,} weights of {model.family}'s linears dense: "
             "transformers 5 packs nn.Linear itself, no class derived from it, and none that it keeps in fp32"
         )
-    dense_experts = [
-        parameter
-        for _, parameter, count in model.parameters()
-        if parameter.role == "weight" and parameter.quant is None and len(parameter.shape) == 3
-        for _ in range(count)
-    ]
+    dense_experts: list[Parameter] = []
+    total = unpacked = 0
+    for _, parameter, count in model.parameters():
+        if parameter.role == "weight":
+            total += parameter.numel * count
+            if parameter.quant is None:
+                unpacked += parameter.numel * count
+                dense_experts += [parameter] * count if len(parameter.shape) == 3 else []
+    model.notes.append(
+        f"the {quant.kind} load packs linears only: {unpacked:,} of {total:,} weights ({unpacked / total:.1%}) stay "
+        "as they are (embeddings, output head, norms, biases)"
+    )
     if dense_experts:
         num = sum(p.numel for p in dense_experts)
         model.notes.append(
