@@ -8,7 +8,6 @@ dk and dv of grouped queries).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 from peftplan.memory.efficient import EfficientOps
@@ -24,11 +23,6 @@ _NO_FLASH_ABOVE_192 = ((8, 6), (8, 9), (12, 0), (12, 1))
 
 def _flash_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return t.flash_gradients(*saved[:3])  # type: ignore[no-any-return]
-
-
-def _pad_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    shape, numel = context
-    return (t.new(shape, numel, g.dtype, "constant_pad_nd"),)
 
 
 class AttentionOps(EfficientOps):
@@ -135,12 +129,6 @@ class AttentionOps(EfficientOps):
             sizes += [batch * kv_length * heads * dim * q.dtype.itemsize] * 2
         self.workspace("_flash_attention_backward", *sizes)
         return dq, dk, dv
-
-    def pad_last(self, x: Tensor, dim: int) -> Tensor:
-        """F.pad of the last dimension up to `dim`."""
-        shape = (*x.shape[:-1], dim)
-        node = self.link("ConstantPadNdBackward0", _pad_backward, (), (x.edge,), (x.shape, x.numel))
-        return self.attach(self.new(shape, prod(shape), x.dtype, "constant_pad_nd"), node)
 
     def _math(
         self,

@@ -152,12 +152,14 @@ class BackwardEngine(Engine):
             for name, value in zip(_OWN_TO_A_RECOMPUTATION, outer):
                 setattr(self, name, value)
 
-    # ---- provided by the operations
+    # ---- what a gradient goes through on its way
     def sum_to(self, grad: Tensor, numel: int) -> Tensor:
-        raise NotImplementedError
+        """A gradient summed back to the size of what was broadcast."""
+        return self.new((numel,), numel, grad.dtype, "sum")
 
     def cast(self, x: Tensor, dtype: DType) -> Tensor:
-        raise NotImplementedError
+        """A copy in another type, outside the graph."""
+        return self.new(x.shape, x.numel, dtype, "_to_copy")
 
 
 def _viewed(grad: Tensor) -> bool:

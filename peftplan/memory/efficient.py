@@ -52,6 +52,11 @@ def backward_workspace_bytes(
     return batch * heads * round_up(per_head, 16)
 
 
+def _pad_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    shape, numel = context
+    return (t.new(shape, numel, g.dtype, "constant_pad_nd"),)
+
+
 def _efficient_backward(t: Any, g: Tensor, saved: Any, bias_shape: Any) -> Grads:
     q, k, v = saved[:3]
     batch, heads, length, dim = q.shape
@@ -123,4 +128,7 @@ class EfficientOps(MatrixOps):
         return self.slice(padded, bias.shape) if padded.edge is not None else self.part(padded, bias.shape)
 
     def pad_last(self, x: Tensor, dim: int) -> Tensor:
-        raise NotImplementedError
+        """F.pad of the last dimension up to `dim`."""
+        shape = (*x.shape[:-1], dim)
+        node = self.link("ConstantPadNdBackward0", _pad_backward, (), (x.edge,), (x.shape, x.numel))
+        return self.attach(self.new(shape, prod(shape), x.dtype, "constant_pad_nd"), node)

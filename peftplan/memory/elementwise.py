@@ -112,10 +112,6 @@ class ElementwiseOps(BackwardEngine):
     """Everything that is not a matrix product, attention or the loss."""
 
     # ---- types
-    def cast(self, x: Tensor, dtype: DType) -> Tensor:
-        """A copy in another type, outside the graph."""
-        return self.new(x.shape, x.numel, dtype, "_to_copy")
-
     def to(self, x: Tensor, dtype: DType) -> Tensor:
         """`x.to(dtype)`: itself when it has that type."""
         if x.dtype is dtype:
@@ -304,7 +300,3 @@ class ElementwiseOps(BackwardEngine):
     def saving_input(self, x: Tensor, op: str) -> Tensor:
         node = self.link(op, unary_backward, (x,), (x.edge,), op + "_backward")
         return self.attach(self.like(x, op), node)
-
-    def sum_to(self, grad: Tensor, numel: int) -> Tensor:
-        """A gradient summed back to the size of what was broadcast."""
-        return self.new((numel,), numel, grad.dtype, "sum")

@@ -51,8 +51,8 @@ def quantize_base(model: ModelSpec, quant: QuantFormat, compute_dtype: DType) ->
                 unpacked += parameter.numel * count
                 dense_experts += [parameter] * count if len(parameter.shape) == 3 else []
     model.notes.append(
-        f"the {quant.kind} load packs linears only: {unpacked:,} of {total:,} weights ({unpacked / total:.1%}) stay "
-        "as they are (embeddings, output head, norms, biases)"
+        f"the {quant.kind} load packs linears only: {unpacked:,} of {total:,} weights ({unpacked / total:.1%}) "
+        "stay as they are (embeddings, output head, norms, biases)"
     )
     if dense_experts:
         num = sum(p.numel for p in dense_experts)
