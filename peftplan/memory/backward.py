@@ -10,6 +10,7 @@ from sys import getrefcount
 from typing import Any
 
 from peftplan.memory.graph import Frame, Leaf, Node, StopRecompute
+from peftplan.memory.references import ALONE_AS_ARGUMENT, ALONE_AS_ATTRIBUTE
 from peftplan.memory.tape import Engine
 from peftplan.specs.formats import DType
 from peftplan.specs.tensors import Parameter, Tensor
@@ -72,7 +73,7 @@ class BackwardEngine(Engine):
             elif target.__class__ is Parameter:
                 self._accumulate(target, grad, node.layer)
             elif target.__class__ is Leaf:
-                if getrefcount(grad.storage) > 2:  # shared with another holder: cloned, not taken
+                if getrefcount(grad.storage) > ALONE_AS_ATTRIBUTE:  # shared with another holder: cloned, not taken
                     grad = self.like(grad, "gradient")
                 target.grad = grad
             elif target.outputs > 1:
@@ -92,8 +93,8 @@ class BackwardEngine(Engine):
 
         A linear's gradients are views of what its product made, and the engine does not own a view.
         """
-        # this function's argument, the caller's name and the call of getrefcount itself
-        if getrefcount(held) <= 3 and getrefcount(held.storage) <= 2 and not _viewed(held):
+        alone = getrefcount(held) <= ALONE_AS_ARGUMENT and getrefcount(held.storage) <= ALONE_AS_ATTRIBUTE
+        if alone and not _viewed(held):
             return held
         return self.new(held.shape, held.numel, held.dtype, "gradient sum")
 
@@ -103,7 +104,7 @@ class BackwardEngine(Engine):
             # a shared weight's gradients are summed before its accumulation node runs
             held = self.pending.pop(key, None)
             if held is not None:
-                own = getrefcount(held.storage) <= 2 and not _viewed(held)
+                own = getrefcount(held.storage) <= ALONE_AS_ATTRIBUTE and not _viewed(held)
                 grad = held if own else self.like(held, "gradient sum")
                 del held
             self.uses[key] -= 1
@@ -112,7 +113,7 @@ class BackwardEngine(Engine):
                 return
         if self.accumulating:
             return  # added into the gradient that is there; `grad` goes with the caller's reference
-        if getrefcount(grad.storage) > 2:  # shared with another holder: cloned, not taken
+        if getrefcount(grad.storage) > ALONE_AS_ATTRIBUTE:  # shared with another holder: cloned, not taken
             grad = self.like(grad, "gradient")
         grad.storage.record.kind = "gradient"
         self.gradient_bytes += grad.storage.record.size

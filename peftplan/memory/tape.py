@@ -18,6 +18,7 @@ from sys import getrefcount
 from typing import Any
 
 from peftplan.memory.graph import Backward, Frame, Leaf, Node, Record, Segment, StopRecompute, Storage
+from peftplan.memory.references import ALONE, ALONE_AS_ATTRIBUTE
 from peftplan.specs.formats import UINT8, DType
 from peftplan.specs.tensors import Edge, Tensor
 
@@ -211,8 +212,7 @@ class Engine:
         self.clear_clock = self.clock
         for key in list(cache):
             held = cache.pop(key)
-            # referred to by `held` and the call; its storage by the tensor and the call
-            if getrefcount(held) == 2 and getrefcount(held.storage) == 2:
+            if getrefcount(held) <= ALONE and getrefcount(held.storage) <= ALONE_AS_ATTRIBUTE:
                 record = held.storage.record
                 size, nbytes = self.cleared.get(key[1], (0, 0))
                 self.cleared[key[1]] = (size + record.size, nbytes + record.nbytes)
