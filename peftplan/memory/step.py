@@ -113,7 +113,7 @@ def _forward(timeline: Timeline, model: ModelSpec, step: StepSpec, ids: Tensor) 
                 passed.append(x)
                 handed.append(given)
                 del x, given
-            passed.append(_play_run(timeline, run, first, step, passed.pop(), handed, standing))
+            passed.append(_play_run(timeline, run, first, step, passed, handed, standing))
             first += run.count
         t.mark("head")
         t.nodes.append("head backward done")
@@ -157,16 +157,18 @@ def _play_run(
     run: BlockRun,
     first: int,
     step: StepSpec,
-    x: Tensor,
+    passed: list[Tensor],
     handed: list[Any],
     standing: dict[tuple[int, bool, bool, DType], int],
 ) -> Tensor:
     """Play the run's blocks that no play stands for yet; `standing` has a play by block and by what comes in.
 
-    `first` counts the blocks before the run; `handed` holds what blocks are given, which one may replace.
+    `first` counts the blocks before the run; `passed` holds the hidden states and `handed` what
+    blocks are given, which one may replace.
     """
     t, plays = timeline.player, timeline.plays
     left = run.count
+    x = passed.pop()
     while left:
         had_grad = x.edge is not None
         key = (id(run.block), had_grad, run.apart, x.dtype)
