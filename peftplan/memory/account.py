@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from peftplan.breakdown import Node, branch, leaf
 from peftplan.memory.graph import Record
-from peftplan.memory.overheads import NUM_WORKSPACES, cublas_workspace_bytes
+from peftplan.memory.overheads import NUM_WORKSPACES, all_workspaces_bytes
 from peftplan.memory.resident import Resident, Tally, tally_resident
-from peftplan.memory.step import Moment, Timeline, play_step
+from peftplan.memory.step import play_step
+from peftplan.memory.timeline import Moment, Play, Timeline
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.specs.formats import BLOCK_BYTES
 from peftplan.specs.model import ModelSpec
@@ -46,7 +46,7 @@ def account(model: ModelSpec, step: StepSpec) -> Account:
     """Play the step and settle its bytes."""
     resident = tally_resident(model, OPTIMIZERS[step.optimizer], step.master_weights)
     timeline = play_step(model, step)
-    workspaces = NUM_WORKSPACES * cublas_workspace_bytes(step.compute_capability)
+    workspaces = all_workspaces_bytes(step.compute_capability)
     base = resident.allocated + workspaces
     if step.accumulating:
         base += resident.gradients.allocated
@@ -161,8 +161,8 @@ def _alive(timeline: Timeline, moment: Moment) -> dict[str, _Group]:
     for play, (saved, done) in zip(timeline.plays, moment.copies):
         if saved:
             group = groups.setdefault("activation", _Group())
-            for record, copies in _kept(timeline, play.forward_segment, play.layer, saved):
-                group.add(record, copies)
+            for record in _kept(timeline, play):
+                group.add(record, saved)
         if done:
             group = groups.setdefault("gradient", _Group())
             start, end = timeline.backward_clocks[play.name]
@@ -172,10 +172,10 @@ def _alive(timeline: Timeline, moment: Moment) -> dict[str, _Group]:
     return groups
 
 
-def _kept(timeline: Timeline, segment: int, layer: int, copies: int) -> Iterable[tuple[Record, int]]:
+def _kept(timeline: Timeline, play: Play) -> list[Record]:
     """What one block's forward leaves for backward; the block's output stands for its checkpoint."""
-    segments = timeline.player.segments
-    start, end = segments[segment].start_clock, segments[segment + 1].start_clock
+    segment, following = timeline.player.segments[play.forward_segment : play.forward_segment + 2]
+    start, end = segment.start_clock, following.start_clock
     cleared, until = timeline.player.clear_clock, timeline.forward_end_clock
     born = [
         r
@@ -184,8 +184,7 @@ def _kept(timeline: Timeline, segment: int, layer: int, copies: int) -> Iterable
     ]
     lasting = [r for r in born if not r.died or r.died > until]
     # A checkpointed block leaves its output, the next one's input, which the last block's does not outlive.
-    gained = segments[segment].end_bytes - segments[segment].start_bytes
-    gained -= timeline.player.cleared.get(layer, (0, 0))[0]
+    gained = segment.end_bytes - segment.start_bytes - timeline.player.cleared.get(play.layer, (0, 0))[0]
     if born and sum(r.size for r in lasting) + born[-1].size == gained:
         lasting.append(born[-1])
-    return [(record, copies) for record in lasting]
+    return lasting

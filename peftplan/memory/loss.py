@@ -24,10 +24,6 @@ def _log_softmax_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (t.like(saved[0], "_log_softmax_backward_data"),)
 
 
-def _loss_end(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    return (g,)
-
-
 class LossOps(AttentionOps):
     """Cross-entropy over the vocabulary."""
 

@@ -22,6 +22,11 @@ def cublas_workspace_bytes(compute_capability: tuple[int, int]) -> int:
     return _WORKSPACE_HOPPER if compute_capability[0] == 9 else _WORKSPACE_BEFORE_HOPPER
 
 
+def all_workspaces_bytes(compute_capability: tuple[int, int]) -> int:
+    """Bytes of the workspaces of both threads."""
+    return NUM_WORKSPACES * cublas_workspace_bytes(compute_capability)
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """Device memory of a process before its first tensor: CUDA context, kernels, library handles."""

@@ -20,7 +20,7 @@ from peftplan.memory.allocator import (
     OutOfCapacity,
 )
 from peftplan.memory.graph import Record
-from peftplan.memory.overheads import NUM_WORKSPACES, cublas_workspace_bytes
+from peftplan.memory.overheads import NUM_WORKSPACES, all_workspaces_bytes, cublas_workspace_bytes
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.specs.formats import FP32, allocated_bytes
 from peftplan.specs.model import ModelSpec
@@ -99,8 +99,7 @@ def _replayed_peak(step: StepSpec, account: Account, temporary_bytes: int) -> in
     segments = account.timeline.player.segments
     played = max(segment.peak_bytes for segment in segments)
     ended = segments[-1].start_bytes + temporary_bytes
-    workspaces = NUM_WORKSPACES * cublas_workspace_bytes(step.compute_capability)
-    return account.resident.allocated + workspaces + max(played, ended)
+    return account.resident.allocated + all_workspaces_bytes(step.compute_capability) + max(played, ended)
 
 
 def _split_events(records: Iterable[Record]) -> tuple[list[Event], list[int], int]:

@@ -11,23 +11,18 @@ from typing import Any
 
 from peftplan.errors import BadInput
 from peftplan.memory.player import Player
-from peftplan.memory.timeline import Moment, Play, Timeline, read_timeline
+from peftplan.memory.timeline import Play, Timeline, read_timeline
 from peftplan.specs.formats import FP32, INT64, DType
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Linear
 from peftplan.specs.run import StepSpec
 from peftplan.specs.tensors import Tensor
 
-__all__ = ["Moment", "Play", "Timeline", "play_evaluation", "play_step"]
-
 
 def play_step(model: ModelSpec, step: StepSpec) -> Timeline:
     """Play forward, loss and backward of one micro-step, optimizer state already there."""
     t = Player(step.accumulating)
-    _choose_attention(t, model, step)
-    shape, numel = (step.micro_batch, step.seq_len), step.micro_batch * step.seq_len
-    ids = t.new(shape, numel, INT64, "input ids")
-    mask = t.new(shape, numel, INT64, "attention mask")
+    ids, mask = _start(t, model, step)
     t.kind = "activation"
     t.shared = _shared_weights(model)
     # gradient_checkpointing_enable makes the token embeddings ask for a gradient, frozen or not
@@ -43,9 +38,15 @@ def play_step(model: ModelSpec, step: StepSpec) -> Timeline:
     t.start_backward(loss)
     t.mark("end")
     read_timeline(timeline, end_segment)
-    timeline.records = list(t.records)
     del ids, mask, loss
     return timeline
+
+
+def _start(t: Player, model: ModelSpec, step: StepSpec) -> tuple[Tensor, Tensor]:
+    """Settle how attention runs and make the batch: token ids and attention mask."""
+    _choose_attention(t, model, step)
+    shape, numel = (step.micro_batch, step.seq_len), step.micro_batch * step.seq_len
+    return t.new(shape, numel, INT64, "input ids"), t.new(shape, numel, INT64, "attention mask")
 
 
 def _choose_attention(t: Player, model: ModelSpec, step: StepSpec) -> None:
@@ -82,11 +83,8 @@ def play_evaluation(model: ModelSpec, step: StepSpec) -> int:
     Nothing is kept for backward, so every block of a run peaks at the same level: each is played once.
     """
     t = Player()
-    _choose_attention(t, model, step)
+    ids, mask = _start(t, model, step)
     t.training = False
-    shape, numel = (step.micro_batch, step.seq_len), step.micro_batch * step.seq_len
-    ids = t.new(shape, numel, INT64, "input ids")
-    mask = t.new(shape, numel, INT64, "attention mask")
     with t.no_grad():
         loss, logits = _forward(Timeline(t, []), model, step, ids)
     t.mark("end")

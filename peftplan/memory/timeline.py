@@ -47,9 +47,13 @@ class Timeline:
     loss_forward_bytes: int = 0  # rounded, the most while the loss is computed
     end_bytes: int = 0  # rounded, gradients included
     forward_end_clock: int = 0
-    records: list[Record] = field(default_factory=list)
     end_copies: tuple[tuple[int, int], ...] = ()
     backward_clocks: dict[str, tuple[int, int]] = field(default_factory=dict)  # by play
+
+    @property
+    def records(self) -> list[Record]:
+        """Every allocation of the step, in the order of birth."""
+        return self.player.records
 
 
 def read_timeline(timeline: Timeline, end_segment: int) -> None:

@@ -13,8 +13,7 @@ def set_base_dtype(model: ModelSpec, dtype: DType, trainable: bool) -> None:
     """Load the base's weights in `dtype`, trainable or frozen; buffers in 16 bits are made in it too."""
     for _, parameter, _ in model.parameters():
         if parameter.role == "weight":
-            if not parameter.keep_dtype:
-                parameter.set_dtype(FP32 if parameter.wide and dtype is FP16 else dtype)
+            parameter.set_dtype(FP32 if parameter.wide and dtype is FP16 else dtype)
             parameter.set_trainable(trainable)
         elif parameter.role == "buffer" and parameter.dtype.itemsize == 2:
             parameter.set_dtype(dtype)

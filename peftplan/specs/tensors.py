@@ -29,21 +29,17 @@ class Tensor:
             edge,
         )
 
-    @property
-    def requires_grad(self) -> bool:
-        return self.edge is not None
-
 
 class Parameter(Tensor):
     """A weight or buffer of the model: bytes that stay from step to step.
 
     `quant` says how the weight is packed; `dtype` is then the type it is computed in.
     `role` is "weight" for the base model's own, "adapter" for what a method adds, "buffer"
-    for tensors that are no parameters. `keep_dtype` marks weights whose type no
-    cast of the whole model changes, `wide` those that stay fp32 where the model is loaded in fp16.
+    for tensors that are no parameters. `wide` marks weights that stay fp32 where the model is loaded in
+    fp16; `loaded_dtype` is the type a weight is loaded in where the first forward pass changes it.
     """
 
-    __slots__ = ("keep_dtype", "loaded_dtype", "quant", "role", "wide")
+    __slots__ = ("loaded_dtype", "quant", "role", "wide")
 
     def __init__(
         self,
@@ -53,10 +49,9 @@ class Parameter(Tensor):
         trainable: bool = True,
         role: str = "weight",
         quant: QuantFormat | None = None,
-        keep_dtype: bool = False,
     ) -> None:
         super().__init__(shape, prod(shape), dtype, None, None)
-        self.role, self.quant, self.keep_dtype = role, quant, keep_dtype
+        self.role, self.quant = role, quant
         self.loaded_dtype: DType | None = None
         self.wide = False
         self.set_trainable(trainable and role != "buffer")
