@@ -25,6 +25,24 @@ def _flash_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return t.flash_gradients(*saved[:3])  # type: ignore[no-any-return]
 
 
+def chosen_kernel(
+    half: bool, dims: tuple[int, int, int], masked: bool, grouped: bool, trained: bool, capability: tuple[int, int]
+) -> str:
+    """flash, efficient or math: torch's order of preference and each kernel's conditions.
+
+    `half`: 16-bit inputs; `dims`: head widths of queries, keys and values; `grouped`: fewer heads of keys
+    than of queries. Source: torch-sdpa (sdp_utils.cpp).
+    """
+    dim, width = dims[0], dims[2]
+    untrained = 192 < dim <= 224 and trained and capability in _NO_FLASH_ABOVE_192
+    if not masked and half and dim == dims[1] == width <= 256 and capability >= (8, 0) and not untrained:
+        return "flash"
+    multiple = 8 if half else 4
+    if not grouped and dim % multiple == 0 and width % multiple == 0:
+        return "efficient"
+    return "math"
+
+
 class AttentionOps(EfficientOps):
     """scaled_dot_product_attention on CUDA."""
 
@@ -32,19 +50,15 @@ class AttentionOps(EfficientOps):
     attention_kernels: set[str]  # those that were taken
 
     def attention_kernel(self, q: Tensor, k: Tensor, v: Tensor, masked: bool) -> str:
-        """flash, efficient or math: torch's order of preference and each kernel's conditions."""
-        half = q.dtype is BF16 or q.dtype is FP16
-        dim = q.shape[-1]
-        same = dim == k.shape[-1] == v.shape[-1]
-        capability = self.compute_capability
-        untrained = 192 < dim <= 224 and q.edge is not None and capability in _NO_FLASH_ABOVE_192
-        if not masked and half and same and dim <= 256 and capability >= (8, 0) and not untrained:
-            return "flash"
-        multiple = 8 if half else 4
-        grouped = q.shape[1] != k.shape[1]
-        if not grouped and dim % multiple == 0 and v.shape[-1] % multiple == 0:
-            return "efficient"
-        return "math"
+        """flash, efficient or math, for these tensors."""
+        return chosen_kernel(
+            half=q.dtype is BF16 or q.dtype is FP16,
+            dims=(q.shape[-1], k.shape[-1], v.shape[-1]),
+            masked=masked,
+            grouped=q.shape[1] != k.shape[1],
+            trained=q.edge is not None,
+            capability=self.compute_capability,
+        )
 
     def sdpa(
         self,

@@ -1,0 +1,60 @@
+"""What the child process is told to run: plain values, written as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How bitsandbytes packs the frozen linears."""
+
+    kind: str  # nf4 | fp4 | int8
+    block_size: int
+    double_quant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a model, resolved: nothing is left to default."""
+
+    config: dict[str, Any]
+    peft: dict[str, Any] | None  # a peft config by its own field names, `peft_type` among them; None: full
+    base_dtype: str  # fp32 | bf16 | fp16
+    adapter_dtype: str
+    autocast: str | None
+    quantization: Quantization | None
+    kbit_prepare: bool
+    master_weights: bool
+    micro_batch: int
+    seq_len: int
+    padding: bool
+    num_micro_steps: int  # micro-batches before each optimizer step
+    checkpointing: bool
+    use_reentrant: bool
+    attention: str  # sdpa | flash | eager
+    loss: str  # standard | fused | chunked
+    trainer: bool
+    optimizer: str
+    compute_capability: tuple[int, int]
+    num_layers: int | None = None  # cut to so many layers
+    num_steps: int = 2
+    device: str = "cuda"  # cuda: fake CUDA tensors; meta: where these cannot be had; cpu: fake CPU tensors
+    attention_targets: tuple[str, ...] = field(default=())  # module names that `attention` and `mlp` stand for
+    mlp_targets: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """As one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Read what `to_json` wrote."""
+        fields = json.loads(text)
+        if fields["quantization"] is not None:
+            fields["quantization"] = Quantization(**fields["quantization"])
+        for name in ("compute_capability", "attention_targets", "mlp_targets"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)

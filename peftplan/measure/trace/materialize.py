@@ -1,0 +1,79 @@
+"""A model on the meta device made one of fake tensors on the device, ties and packed weights kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+Make = Callable[[torch.Tensor], torch.Tensor]
+# What bitsandbytes and peft read from a packed weight beside its bytes.
+_OF_PACKED = (
+    "quant_state",
+    "blocksize",
+    "compress_statistics",
+    "quant_type",
+    "quant_storage",
+    "bnb_quantized",
+    "has_fp16_weights",
+)
+
+
+def materialize(model: torch.nn.Module, make: Make) -> None:
+    """Replace every parameter, buffer and quantisation tensor by `make` of it.
+
+    A packed weight becomes a plain parameter with the attributes that bitsandbytes reads: its own class
+    cannot wrap a fake tensor.
+    """
+    made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the original is kept, so that ids stay its own
+
+    def again(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            made[id(tensor)] = (make(tensor), tensor)
+        return made[id(tensor)][0]
+
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                made[id(parameter)] = (_parameter(parameter, make, again), parameter)
+            module._parameters[name] = made[id(parameter)][0]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = again(buffer)
+
+
+def _parameter(parameter: torch.nn.Parameter, make: Make, again: Make) -> torch.nn.Parameter:
+    new = torch.nn.Parameter(make(parameter), requires_grad=parameter.requires_grad)
+    for name in _OF_PACKED:
+        if hasattr(parameter, name):
+            setattr(new, name, getattr(parameter, name))
+    for holder, name in _tensors_of(parameter):
+        setattr(holder, name, again(getattr(holder, name)))
+    if getattr(parameter, "SCB", None) is not None:
+        new.CB, new.SCB = new.data, again(parameter.SCB)
+    return new
+
+
+def _tensors_of(parameter: Any) -> Iterator[tuple[Any, str]]:
+    """The tensors of a 4-bit weight's quantisation state: who holds them, under which name."""
+    state = getattr(parameter, "quant_state", None)
+    while state is not None:
+        for name in ("absmax", "code", "offset"):
+            if isinstance(getattr(state, name, None), torch.Tensor):
+                yield state, name
+        state = getattr(state, "state2", None)
+
+
+def tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that a model holds, under the name of its parameter or buffer."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter
+        for holder, part in _tensors_of(parameter):
+            yield name, getattr(holder, part)
+        if getattr(parameter, "SCB", None) is not None:
+            yield name, parameter.SCB
+    for name, buffer in model.named_buffers():
+        yield name, buffer

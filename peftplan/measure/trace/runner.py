@@ -1,0 +1,155 @@
+"""Runs a job: builds the model on meta, makes it one of fake tensors, trains two steps, records."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from peftplan.measure.trace import fake_cuda
+from peftplan.measure.trace.adapters import adapt
+from peftplan.measure.trace.attention import Attention
+from peftplan.measure.trace.job import Job
+from peftplan.measure.trace.kernels import cuda_kernels
+from peftplan.measure.trace.materialize import materialize, tensors
+from peftplan.measure.trace.model import build_model
+from peftplan.measure.trace.patches import patched
+from peftplan.measure.trace.quantized import quantize
+from peftplan.measure.trace.recording import ADAPTER, BUFFER, LOAD, PARAMETER, Recording
+from peftplan.measure.trace.tracker import Tracker
+from peftplan.measure.trace.training import Training
+from peftplan.memory.overheads import cublas_workspace_bytes
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
+META_CANNOT_SEE = (
+    "this process has no fake CUDA device ({reason}), so the trace ran on meta tensors: it sees no autocast casts, "
+    "takes dropout's mask for a tensor of the input's type, and breaks up operations that have no meta kernel"
+)
+
+Progress = Callable[[float, str], None]
+
+
+def prepare(job: Job) -> tuple[Job, list[str]]:
+    """The job on the device that this process can pretend, and what is to be said of it."""
+    if job.device != "cuda":
+        return job, []
+    try:
+        fake_cuda.install()
+    except fake_cuda.Unsupported as error:
+        return replace(job, device="meta"), [META_CANNOT_SEE.format(reason=error)]
+    return job, []
+
+
+def run(job: Job, progress: Progress) -> Recording:
+    """Trace `num_steps` training steps."""
+    job, notes = prepare(job)
+    started = time.perf_counter()
+    progress(0.0, "building the model")
+    model = inner = build_model(job.config, job.base_dtype, job.attention, job.num_layers)
+    if job.quantization is not None:
+        quantize(model, job.quantization, job.base_dtype)
+    base = {id(parameter) for parameter in model.parameters()}
+    num_params = _count(model.parameters())
+    if job.peft is not None:
+        model = adapt(model, job)
+    if job.checkpointing:
+        inner.gradient_checkpointing_enable({"use_reentrant": job.use_reentrant})
+    adapters = {name for name, parameter in model.named_parameters() if id(parameter) not in base}
+    attention = Attention(job.compute_capability, job.device)
+    kernels = {} if job.device == "cpu" else cuda_kernels(job.compute_capability)
+    workspace = 0 if job.device == "cpu" else cublas_workspace_bytes(job.compute_capability)
+    tracker = Tracker(job.device, kernels, workspace, _StepProgress(job, inner, progress))
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()  # cycles would end at moments that depend on this process
+    try:
+        with patched(job, attention), _fakes(job), tracker:
+            materialize(model, lambda t: torch.empty(t.shape, dtype=t.dtype, device=job.device))
+            tracker.recording.facts.update(_facts(model, adapters, num_params))
+            _tag_standing(tracker, model, adapters)
+            tracker.mark(LOAD)
+            tracker.watch(model)
+            built = time.perf_counter()
+            tracker.take_cublas_workspace("forward")
+            training = Training(job, model, inner, tracker)
+            for number in range(job.num_steps):
+                training.step(number)
+    finally:
+        if collecting:
+            gc.enable()
+    ended = time.perf_counter()
+    tracker.recording.facts.update(
+        libraries={name: found for name in LIBRARIES if (found := _version(name))},
+        device=job.device,
+        notes=notes,
+        attention_kernels=sorted(attention.kernels),
+        attention=getattr(inner.config, "_attn_implementation", job.attention),
+        build_s=built - started,
+        trace_s=ended - built,
+        architecture=type(inner).__name__,
+    )
+    return tracker.recording
+
+
+def _fakes(job: Job) -> AbstractContextManager[Any]:
+    if job.device == "meta":
+        return nullcontext()
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _tag_standing(tracker: Tracker, model: Any, adapters: set[str]) -> None:
+    buffers = {name for name, _ in model.named_buffers()}
+    for name, tensor in tensors(model):
+        category = BUFFER if name in buffers else ADAPTER if name in adapters else PARAMETER
+        tracker.standing(name, tensor, category)
+
+
+def _facts(model: Any, adapters: set[str], num_params: int) -> dict[str, Any]:
+    named = list(model.named_parameters())
+    trained = [(name, p) for name, p in named if p.requires_grad]
+    return {
+        "num_params": num_params,
+        "num_trainable_params": sum(p.numel() for _, p in trained),
+        "num_adapter_params": sum(p.numel() for name, p in named if name in adapters),
+        "adapter_checkpoint_bytes": sum(p.numel() * p.element_size() for name, p in trained if name in adapters),
+    }
+
+
+def _count(parameters: Any) -> int:
+    """Weights, packed ones by the number that they stand for."""
+    total = 0
+    for parameter in parameters:
+        state = getattr(parameter, "quant_state", None)
+        total += torch.Size(state.shape).numel() if state is not None else parameter.numel()
+    return total
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+class _StepProgress:
+    """How far the run is, from the modules that were entered: forward counts once, backward twice."""
+
+    def __init__(self, job: Job, model: Any, progress: Progress) -> None:
+        self.progress = progress
+        self.modules = max(1, sum(1 for _ in model.modules()))
+        self.num_steps = job.num_steps
+        self.entered = 0
+
+    def __call__(self, step: int, phase: str) -> None:
+        self.entered += 1
+        if self.entered % 64 == 0:
+            done = (step + min(0.95, self.entered / (2 * self.modules) % 1)) / self.num_steps
+            self.progress(done, f"step {step + 1} of {self.num_steps}: {phase}")

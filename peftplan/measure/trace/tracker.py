@@ -1,0 +1,256 @@
+"""Watches every storage: a dispatch mode that sees each operation's results and hears of each storage's end.
+
+A storage is known by its StorageImpl; torch keeps the Python wrapper alive as long as that, so a weak
+reference to the wrapper tells when its memory would be given back. Modules are known by forward hooks, and
+in backward by the number of the autograd node (hooks of autograd itself would change what is saved).
+
+Source: torch 2.13 engine.cpp and input_buffer.cpp (sums in place), torch/_subclasses/fake_tensor.py.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from peftplan.measure.trace.recording import (
+    ACTIVATION,
+    BACKWARD,
+    FORWARD,
+    KERNEL,
+    LOAD,
+    LOSS,
+    RECOMPUTED,
+    TEMPORARY,
+    WORKSPACE,
+    Mark,
+    Recording,
+)
+
+aten = torch.ops.aten
+# Whatever is called for its device alone: most of all dispatches, and it allocates nothing.
+_DEVICE_OF = torch.ops.prim.device.default
+_LOG_SOFTMAX_BACKWARD = aten._log_softmax_backward_data.default
+# References that a sum's first operand has from here when the engine alone owns it.
+_OWNED_BY_ENGINE, _STORAGE_OWNED_BY_ENGINE = 4, 2
+
+Kernel = Callable[["Tracker", Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+class _Living:
+    """A storage that is alive: its number and size, and the reference that reports its end."""
+
+    __slots__ = ("number", "reference", "size")
+
+    def __init__(self, number: int, size: int) -> None:
+        self.number, self.size = number, size
+        self.reference: Any = None
+
+
+class Tracker(TorchDispatchMode):
+    """Fills a Recording while it is entered; `kernels` answer for operations whose buffers fakes do not show."""
+
+    def __init__(
+        self,
+        device: str,
+        kernels: dict[Any, Kernel],
+        cublas_workspace_bytes: int,
+        entered: Callable[[int, str], None],
+    ) -> None:
+        super().__init__()
+        self.device = device
+        self.kernels = kernels
+        self.cublas_workspace_bytes = cublas_workspace_bytes
+        self.backward_workspace_taken = False
+        self.entered = entered  # told of each module that runs: step and phase
+        self.recording = Recording()
+        self.phase = LOAD
+        self.step = 0
+        self.live_bytes = 0
+        self._loss_ends = False
+        self._living: dict[int, _Living] = {}
+        self._modules: list[str] = []
+        self._module_of_node: dict[int, str] = {}
+        self._texts: dict[str, int] = {}
+        self._shapes: dict[tuple[int, ...], int] = {}
+
+    # ---- what is recorded
+
+    def mark(self, name: str) -> None:
+        """Note this moment; a phase's name also begins that phase."""
+        self.recording.marks.append(Mark(name, self.step, len(self.recording.events)))
+
+    def enter_phase(self, name: str) -> None:
+        """Begin a phase."""
+        self.phase = name
+        self.mark(name)
+
+    def tag(self, tensors: Iterable[torch.Tensor | None], category: str) -> None:
+        """Say what tensors are for."""
+        for tensor in tensors:
+            if tensor is not None:
+                living = self._track(tensor, category)
+                if living is not None:
+                    self.recording.categories[living.number] = self._text(category)
+
+    def buffers(self, sizes: Sequence[int], operation: str, category: str = KERNEL, keep: bool = False) -> None:
+        """Memory that a kernel takes beside its results: together, and given back unless it is kept."""
+        recording = self.recording
+        taken = [self._new(size, (size,), "uint8", operation, category) for size in sizes if size]
+        if not keep:
+            recording.events += [-(living.number + 1) for living in taken]
+            self.live_bytes -= sum(living.size for living in taken)
+
+    def standing(self, name: str, tensor: torch.Tensor, category: str) -> None:
+        """Name a tensor that stands from step to step: a parameter, a buffer."""
+        living = self._track(tensor, "load")
+        if living is not None:
+            self.recording.categories[living.number] = self._text(category)
+            self.recording.modules[living.number] = self._text(name)
+
+    def take_cublas_workspace(self, thread: str) -> None:
+        """What torch allocates for a thread's cuBLAS handle, once; forward and backward have one each."""
+        self.backward_workspace_taken = self.backward_workspace_taken or thread == "backward"
+        self.buffers([self.cublas_workspace_bytes], f"cuBLAS workspace ({thread})", WORKSPACE, keep=True)
+
+    def end_loss(self) -> None:
+        """The loss has given its gradient to the head."""
+        self._loss_ends = False
+        if self.phase == LOSS:
+            self.enter_phase(BACKWARD)
+
+    def result(self, tensor: torch.Tensor, operation: str) -> torch.Tensor:
+        """Record a tensor that a kernel made by other means than an operation."""
+        self._track(tensor, operation)
+        return tensor
+
+    def _text(self, text: str) -> int:
+        number = self._texts.get(text)
+        if number is None:
+            number = self._texts[text] = len(self.recording.texts)
+            self.recording.texts.append(text)
+        return number
+
+    def _new(self, size: int, shape: tuple[int, ...], dtype: str, operation: str, category: str) -> _Living:
+        recording = self.recording
+        number = len(recording.sizes)
+        known = self._shapes.get(shape)
+        if known is None:
+            known = self._shapes[shape] = len(recording.all_shapes)
+            recording.all_shapes.append(shape)
+        recording.sizes.append(size)
+        recording.shapes.append(known)
+        recording.dtypes.append(self._text(dtype))
+        recording.operations.append(self._text(operation))
+        recording.modules.append(self._text(self._place()))
+        recording.categories.append(self._text(category))
+        recording.events.append(number + 1)
+        self.live_bytes += size
+        return _Living(number, size)
+
+    def _category(self) -> str:
+        if self.phase == FORWARD or (self.phase == LOSS and torch._C._current_autograd_node() is None):
+            return ACTIVATION
+        if self._modules and self.phase in (LOSS, BACKWARD):
+            return RECOMPUTED
+        return TEMPORARY
+
+    def _track(self, tensor: torch.Tensor, operation: str) -> _Living | None:
+        place = getattr(tensor, "fake_device", None) or tensor.device
+        if place.type != self.device:
+            return None
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        living = self._living.get(key)
+        if living is not None:
+            return living
+        size = storage.nbytes()
+        if not size:
+            return None
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        living = self._new(size, tuple(tensor.shape), dtype, operation, self._category())
+        self._living[key] = living
+
+        def ended(_: Any, key: int = key, living: _Living = living) -> None:
+            if self._living.get(key) is living:
+                del self._living[key]
+            self.recording.events.append(-(living.number + 1))
+            self.live_bytes -= living.size
+
+        living.reference = weakref.ref(storage, ended)
+        return living
+
+    # ---- where
+
+    def watch(self, model: torch.nn.Module) -> None:
+        """Follow which module runs."""
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(lambda _, __, name=name: self._enter(name))
+            module.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, name: str) -> None:
+        self._modules.append(name)
+        self.entered(self.step, self.phase)
+
+    def _leave(self, *_: Any) -> None:
+        if self._modules:
+            self._modules.pop()
+
+    def _place(self) -> str:
+        if self._modules:
+            return self._modules[-1]
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return ""
+        return self._module_of_node.get(node._sequence_nr(), "") or node.name()
+
+    # ---- operations
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is _DEVICE_OF:
+            return func(*args, **kwargs)
+        if self._loss_ends:  # what its backward held is gone by now
+            self.end_loss()
+        if self._modules and torch.is_grad_enabled():
+            self._module_of_node[torch.autograd._get_sequence_nr() - 1] = self._modules[-1]
+        if func is aten.add.Tensor and self._sums_in_place(args):
+            return args[0].add_(args[1])
+        kernel = self.kernels.get(func)
+        if kernel is not None:
+            return kernel(self, func, args, kwargs)
+        out = func(*args, **kwargs)
+        self.see(out, func)
+        if func is _LOG_SOFTMAX_BACKWARD:
+            self._loss_ends = True
+        return out
+
+    def see(self, out: Any, func: Any) -> None:
+        """Record the tensors among an operation's results."""
+        if isinstance(out, torch.Tensor):
+            self._track(out, func._name)
+        elif isinstance(out, (tuple, list)):
+            for part in out:
+                if isinstance(part, torch.Tensor):
+                    self._track(part, func._name)
+
+    def _sums_in_place(self, args: tuple[Any, ...]) -> bool:
+        """Whether the engine would add two gradients into the first, which it owns.
+
+        Where gradients meet, the engine adds into a buffer that nothing else refers to; under a dispatch
+        mode it does not dare, so it is done here.
+        """
+        if self.phase not in (LOSS, BACKWARD) or self._modules or torch.is_grad_enabled() or len(args) != 2:
+            return False
+        first, second = args
+        if not isinstance(second, torch.Tensor) or first.dtype != second.dtype or first.shape != second.shape:
+            return False
+        if first._use_count() > _OWNED_BY_ENGINE:
+            return False
+        storage = first.untyped_storage()._cdata
+        return bool(torch._C._storage_Use_Count(storage) <= _STORAGE_OWNED_BY_ENGINE)
