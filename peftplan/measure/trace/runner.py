@@ -22,6 +22,7 @@ from peftplan.measure.trace.model import build_model
 from peftplan.measure.trace.patches import patched
 from peftplan.measure.trace.quantized import quantize
 from peftplan.measure.trace.recording import ADAPTER, BUFFER, LOAD, PARAMETER, Recording
+from peftplan.measure.trace.shortcut import Shortcut
 from peftplan.measure.trace.tracker import Tracker
 from peftplan.measure.trace.training import Training
 from peftplan.memory.overheads import cublas_workspace_bytes
@@ -64,12 +65,12 @@ def run(job: Job, progress: Progress) -> Recording:
     attention = Attention(job.compute_capability, job.device)
     kernels = {} if job.device == "cpu" else cuda_kernels(job.compute_capability)
     workspace = 0 if job.device == "cpu" else cublas_workspace_bytes(job.compute_capability)
-    tracker = Tracker(job.device, kernels, workspace, _StepProgress(job, inner, progress))
+    fakes, call = _fakes(job)
+    tracker = Tracker(job.device, kernels, workspace, _StepProgress(job, inner, progress), call)
     collecting = gc.isenabled()
-    gc.collect()
     gc.disable()  # cycles would end at moments that depend on this process
     try:
-        with patched(job, attention), _fakes(job), tracker:
+        with patched(job, attention), fakes, tracker:
             materialize(model, lambda t: torch.empty(t.shape, dtype=t.dtype, device=job.device))
             tracker.recording.facts.update(_facts(model, adapters, num_params))
             _tag_standing(tracker, model, adapters)
@@ -97,12 +98,14 @@ def run(job: Job, progress: Progress) -> Recording:
     return tracker.recording
 
 
-def _fakes(job: Job) -> AbstractContextManager[Any]:
+def _fakes(job: Job) -> tuple[AbstractContextManager[Any], Callable[..., Any]]:
+    """The mode that makes fake tensors, and what runs an operation on them."""
     if job.device == "meta":
-        return nullcontext()
+        return nullcontext(), lambda func, args, kwargs: func(*args, **kwargs)
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    return FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    return mode, Shortcut(mode)
 
 
 def _tag_standing(tracker: Tracker, model: Any, adapters: set[str]) -> None:
