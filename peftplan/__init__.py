@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from peftplan.planner import compare, estimate
+    from peftplan.engines import compare, estimate
     from peftplan.report import Report
     from peftplan.request import Request
 
@@ -16,8 +16,8 @@ __all__ = ["Report", "Request", "__version__", "compare", "estimate"]
 _HOMES = {
     "Request": "peftplan.request",
     "Report": "peftplan.report",
-    "estimate": "peftplan.planner",
-    "compare": "peftplan.planner",
+    "estimate": "peftplan.engines",
+    "compare": "peftplan.engines",
 }
 
 

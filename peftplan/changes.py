@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 # Methods that hold less than full fine-tuning, and what a method fills in where a request leaves it open.
 LIGHTER_METHODS = ("lora", "qlora")
 FILLED_BY_METHOD = ("precision", "base_dtype", "quant", "kbit_prepare")
+TURNED_OFF = ("use_reentrant", "padding")
 HALVED = ("micro_batch", "seq_len", "rank")
 LIGHTER_CHOICES = {
     "optimizer": ("adamw-8bit", "paged-adamw-8bit"),
@@ -31,6 +32,9 @@ def single_changes(filled: Mapping[str, Any]) -> Iterator[SingleChange]:
             yield SingleChange(f"--method {method}", fields)
     if not filled["checkpointing"]:
         yield SingleChange("--checkpointing", {"checkpointing": True})
+    for field in TURNED_OFF:
+        if filled[field]:
+            yield SingleChange(f"--no-{field.replace('_', '-')}", {field: False})
     for field in HALVED:
         half = filled[field] // 2
         if half:

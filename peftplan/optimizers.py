@@ -1,24 +1,27 @@
 """Optimizers: what each keeps for a trainable tensor, and what a step allocates beside it.
 
 An optimizer is a row of `OPTIMIZERS`. States are listed tensor by tensor, because the allocator rounds
-each of them; a step's temporaries are either one set over all tensors of a type (foreach) or those of the
-largest tensor alone (a loop over tensors).
+each of them; a step's temporaries are either one set over all tensors of a type (foreach) or what a loop
+over the tensors holds, written as a program that the tape runs.
 
 Source: adafactor, lion (the papers); the library files behind each row's `source`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from peftplan.specs.formats import DType
+from peftplan.specs.formats import FP32, DType
+from peftplan.specs.modules import Ops
 
 Shape = tuple[int, ...]
 
 # bitsandbytes keeps small tensors in fp32: `min_8bit_size` of its optimizers.
 MIN_8BIT_SIZE = 4096
 BLOCK_8BIT = 256
+# and smaller states than this out of managed memory: `get_state_buffer`.
+MIN_PAGED_SIZE = 100_000
 
 
 def _numel(shape: Shape) -> int:
@@ -45,18 +48,40 @@ def _two_moments_8bit(shape: Shape, dtype: DType) -> list[int]:
     return [numel, absmax, numel, absmax]
 
 
-def _small_moments(shape: Shape, dtype: DType) -> list[int]:
-    # paged states live in managed memory outside torch's allocator; small tensors are not paged
+def _unpaged_moments(shape: Shape, dtype: DType) -> list[int]:
+    # paged states live in managed memory outside torch's allocator, their block scales inside
     numel = _numel(shape)
-    if numel < MIN_8BIT_SIZE:
-        return [4 * numel, 4 * numel]
+    if numel < MIN_PAGED_SIZE:
+        return _two_moments_8bit(shape, dtype)
     absmax = 4 * -(-numel // BLOCK_8BIT)
     return [absmax, absmax]
 
 
 def _paged_moments(shape: Shape, dtype: DType) -> int:
     numel = _numel(shape)
-    return 2 * numel if numel >= MIN_8BIT_SIZE else 0
+    return 2 * numel if numel >= MIN_PAGED_SIZE else 0
+
+
+def _wide_moments(shape: Shape, dtype: DType) -> list[int]:
+    size = 4 * _numel(shape)
+    return [size, size]
+
+
+def _wide_unpaged_moments(shape: Shape, dtype: DType) -> list[int]:
+    return _wide_moments(shape, dtype) if _numel(shape) < MIN_PAGED_SIZE else []
+
+
+def _wide_paged_moments(shape: Shape, dtype: DType) -> int:
+    return 8 * _numel(shape) if _numel(shape) >= MIN_PAGED_SIZE else 0
+
+
+def _maps_8bit(largest: int) -> tuple[int, ...]:
+    # the signed and the unsigned quantisation map, moved to the device by the first 8-bit state
+    return (1024, 1024) if largest >= MIN_8BIT_SIZE else ()
+
+
+def _no_tables(largest: int) -> tuple[int, ...]:
+    return ()
 
 
 def _one_moment(shape: Shape, dtype: DType) -> list[int]:
@@ -91,19 +116,35 @@ def _second_moment_copy(numel: int, dtype: DType) -> int:
     return numel * dtype.itemsize
 
 
-def _adafactor_work(numel: int, dtype: DType) -> int:
-    # fp32 gradient and weight copies where the format is narrower, the squared update, the update
-    copies = 0 if dtype.itemsize == 4 else 2
-    return (copies + 2) * 4 * numel
+def _adafactor_step(t: Ops, trained: Iterable[tuple[Shape, DType]]) -> None:
+    """Adafactor's loop; what a variable holds stays until the next tensor takes its place."""
+    grad = weight = update = None
+    for shape, dtype in trained:
+        numel, narrow = _numel(shape), dtype.itemsize < FP32.itemsize
+        grad = None
+        grad = t.new(shape, numel, FP32, "gradient in fp32") if narrow else None
+        weight = None
+        weight = t.new(shape, numel, FP32, "weight in fp32") if narrow else None
+        squared = t.new(shape, numel, FP32, "squared gradient")
+        update = t.new(shape, numel, FP32, "squared gradient and epsilon")
+        del squared
+        rows = columns = None
+        if len(shape) >= 2:
+            rows = t.new((*shape[:-1], 1), numel // shape[-1], FP32, "row factor")
+            columns = t.new((*shape[:-2], 1, shape[-1]), numel // shape[-2], FP32, "column factor")
+        update = t.new(shape, numel, FP32, "update")
+        del rows, columns
+    del grad, weight, update
 
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
     """One optimizer: `states` gives the bytes of every tensor kept for a trainable tensor on the device.
 
-    `step_all` are bytes a step holds for every tensor of a type at once, `step_each` for the tensor being
-    updated only; `paged` is kept in managed memory (not in torch's allocator, at worst all on the device);
-    `tables` are bytes kept once.
+    `step_all` are bytes a step holds for every tensor of a type at once; `step` is the program of one that
+    goes from tensor to tensor; `paged` is kept in managed memory (not in torch's allocator, at worst all on
+    the device); `wide_states` and `wide_paged` are those of tensors whose states a caller keeps in 32 bits;
+    `tables` are tensors kept once, given the number of elements of the largest trained tensor.
     """
 
     name: str
@@ -111,9 +152,11 @@ class Optimizer:
     source: str
     states: Callable[[Shape, DType], list[int]]
     step_all: Callable[[int, DType], int] = _none
-    step_each: Callable[[int, DType], int] = _none
+    step: Callable[[Ops, Iterable[tuple[Shape, DType]]], None] | None = None
     paged: Callable[[Shape, DType], int] = _no_pages
-    tables: tuple[int, ...] = ()
+    tables: Callable[[int], tuple[int, ...]] = _no_tables
+    wide_states: Callable[[Shape, DType], list[int]] | None = None
+    wide_paged: Callable[[Shape, DType], int] = _no_pages
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -137,15 +180,18 @@ OPTIMIZERS: dict[str, Optimizer] = {
             "bitsandbytes AdamW8bit: two bytes a parameter and block scales",
             "bnb-optimizers",
             _two_moments_8bit,
-            tables=(1024, 1024),
+            tables=_maps_8bit,
+            wide_states=_wide_moments,
         ),
         Optimizer(
             "paged-adamw-8bit",
             "bitsandbytes PagedAdamW8bit: the same in managed memory, which may move to the host",
             "bnb-optimizers",
-            _small_moments,
+            _unpaged_moments,
             paged=_paged_moments,
-            tables=(1024, 1024),
+            tables=_maps_8bit,
+            wide_states=_wide_unpaged_moments,
+            wide_paged=_wide_paged_moments,
         ),
         Optimizer("sgd", "torch SGD without momentum: no state", "torch-sgd", _nothing),
         Optimizer("sgd-momentum", "torch SGD with momentum: one state", "torch-sgd", _one_moment),
@@ -154,7 +200,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
             "transformers Adafactor: row and column factors in fp32, no first moment",
             "transformers-adafactor",
             _factored,
-            step_each=_adafactor_work,
+            step=_adafactor_step,
         ),
         Optimizer("lion", "bitsandbytes Lion, 32 bit: one fp32 state", "bnb-optimizers", _one_fp32_moment),
     )

@@ -10,6 +10,7 @@ from peftplan.catalog import GpuRecord
 from peftplan.changes import single_changes
 from peftplan.errors import BadInput, PeftplanError
 from peftplan.memory.account import Account, account
+from peftplan.memory.intervals import around_device, is_certain, kind_of_run
 from peftplan.memory.load import Loading, evaluation_peak, load_bytes
 from peftplan.memory.overheads import context
 from peftplan.memory.reserved import Replay
@@ -29,14 +30,18 @@ from peftplan.report import (
 )
 from peftplan.request import Request
 from peftplan.resolve import FULL_RECIPES, Plan, resolve
+from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
 
-# The libraries whose behaviour the answer mirrors.
-REFERENCE_VERSIONS = {
-    "torch": "2.13",
-    "transformers": "5.23",
-    "peft": "0.21",
-    "bitsandbytes": "0.50",
+MATH_ATTENTION = (
+    "attention: torch's flash and memory-efficient kernels do not take these heads, types and masks on "
+    "this GPU, so its math form runs and holds scores of length x length for every head"
+)
+# By attention implementation: what a padded batch changes.
+PADDING = {
+    "sdpa": "padding: torch's flash kernel takes no mask; another runs, with a mask of length x length a sequence",
+    "flash": "padding: the package drops padded tokens; all but one token are taken to be real, the most there are",
+    "eager": "padding: attention written out takes a mask of length x length for every sequence, padded or not",
 }
 
 
@@ -60,7 +65,7 @@ _KEPT_AT_MOST = 64
 
 def settle(plan: Plan) -> Settled:
     """Rewrite the model, play the step and account for it; like plans are answered from memory."""
-    key = (plan.found.key(), plan.method.name, plan.method_spec, plan.step)
+    key = (plan.found.key(), plan.method.name, plan.method_spec, plan.step, plan.versions)
     settled = _KEPT.get(key)
     if settled is None:
         model, step = plan.model, plan.step
@@ -108,7 +113,7 @@ def estimate(request: Request) -> Report:
         time=None,
         cost=None,
         recipes=_other_recipes(plan),
-        versions=dict(REFERENCE_VERSIONS),
+        versions=plan.versions.by_name(),
         notes=_notes(plan, settled),
     )
 
@@ -118,17 +123,13 @@ def _memory(plan: Plan, settled: Settled) -> Memory:
     account, reserved = settled.account, settled.reserved_bytes
     resident = account.resident
     middle = reserved + resident.paged_bytes + outside.middle_bytes
+    kind = kind_of_run(plan.method.frozen_base, plan.method_spec.quant is not None)
     return Memory.model_construct(
         peak_moment=account.peak_moment,
         peak_allocated_bytes=account.peak_allocated_bytes,
         peak_reserved_bytes=reserved,
         device_bytes=middle,
-        interval=Interval.model_construct(
-            low_bytes=account.peak_allocated_bytes + outside.low_bytes,
-            high_bytes=reserved + resident.paged_bytes + outside.high_bytes,
-            coverage=0.9,
-            basis=outside.basis,
-        ),
+        interval=Interval.model_construct(**asdict(around_device(kind, reserved + resident.paged_bytes, outside))),
         resident=ResidentBytes.model_construct(
             weights=resident.weights.requested,
             adapters=resident.adapters.requested,
@@ -155,15 +156,15 @@ def _fit(gpu: GpuRecord, plan: Plan, settled: Settled, memory: Memory) -> GpuFit
         settled.least_capacity_bytes = settled.replay.least_capacity_bytes(settled.reserved_bytes)
     least = settled.least_capacity_bytes
     needed = least + outside.middle_bytes
-    certain = memory.interval.high_bytes <= gpu.usable_bytes or memory.interval.low_bytes > gpu.usable_bytes
+    fits = needed <= gpu.usable_bytes
     return GpuFit.model_construct(
         name=gpu.name,
         num_gpus=plan.request.gpus,
         sold_bytes=gpu.sold_bytes,
         driver_bytes=gpu.driver_bytes,
         usable_bytes=gpu.usable_bytes,
-        fits=needed <= gpu.usable_bytes,
-        certain=certain,
+        fits=fits,
+        certain=is_certain(fits, memory.interval.low_bytes, memory.interval.high_bytes, gpu.usable_bytes),
         headroom_bytes=gpu.usable_bytes - needed,
     )
 
@@ -192,36 +193,46 @@ def _other_recipes(plan: Plan) -> tuple[RecipeTotal, ...]:
 
 def _notes(plan: Plan, settled: Settled) -> tuple[str, ...]:
     request, model = plan.request, settled.model
-    notes = [plan.found.origin, _recipe_note(plan)]
-    limit = model.max_seq_len
-    if limit is not None and request.seq_len is not None and request.seq_len > limit:
-        notes.append(f"--seq-len {request.seq_len} is above the model's limit of {limit} positions")
+    notes = [plan.found.origin, recipe_note(request, plan.method.frozen_base, plan.step.autocast)]
+    notes += length_notes(request, model.max_seq_len)
     notes.extend(model.notes)
     if "math" in settled.account.timeline.player.attention_kernels:
-        notes.append(
-            "attention: torch's flash and memory-efficient kernels do not take these heads, types and masks on "
-            "this GPU, so its math form runs and holds scores of length x length for every head"
-        )
-    if plan.gpu is not None:
-        notes.append(f"{plan.gpu.name}: usable memory {plan.gpu.capacity_basis}")
-        if plan.gpu.compute_capability is None:
-            notes.append(f"{plan.gpu.name} is no CUDA device: kernels of an A100 are assumed")
+        notes.append(MATH_ATTENTION)
+    if request.padding:
+        notes.append(PADDING[settled.account.timeline.player.attention])
+    notes += gpu_notes(plan.gpu)
     notes.append(
         "peak_reserved_bytes is modelled, not derived to the byte; device_bytes adds a CUDA context from literature"
     )
     return tuple(notes)
 
 
-def _recipe_note(plan: Plan) -> str:
-    request = plan.request
+def length_notes(request: Request, limit: int | None) -> list[str]:
+    """What is to be said of a sequence longer than the model takes."""
+    if limit is None or request.seq_len is None or request.seq_len <= limit:
+        return []
+    return [f"--seq-len {request.seq_len} is above the model's limit of {limit} positions"]
+
+
+def gpu_notes(gpu: GpuRecord | None) -> list[str]:
+    """Where the card's capacity comes from, and what is assumed of it."""
+    if gpu is None:
+        return []
+    notes = [f"{gpu.name}: usable memory {gpu.capacity_basis}"]
+    if gpu.compute_capability is None:
+        notes.append(f"{gpu.name} is no CUDA device: kernels of an A100 are assumed")
+    return notes
+
+
+def recipe_note(request: Request, frozen_base: bool, autocast: DType | None) -> str:
+    """The precision recipe in words; the request has its defaults filled in."""
     text = f"recipe {request.precision}: base in {request.base_dtype}"
     if request.quant:
         text += f", linears packed as {request.quant}" + (
             " with double quantisation" if request.double_quant and request.quant != "int8" else ""
         )
-    if plan.method.frozen_base:
+    if frozen_base:
         text += f", adapters in {request.adapter_dtype}"
-    autocast = plan.step.autocast
     text += f", autocast to {autocast.short}" if autocast else ", no autocast"
     return text + f", optimizer {request.optimizer}, {request.loop} loop"
 

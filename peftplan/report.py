@@ -62,7 +62,10 @@ class LoadBytes(_Frozen):
 
 
 class Memory(_Frozen):
-    """Three totals, never mixed: allocated and reserved by torch's allocator, and the process on the device."""
+    """Three totals, never mixed: allocated and reserved by torch's allocator, and the process on the device.
+
+    `evaluation_peak_bytes` and `load` are the closed form's; a trace of a model that it does not know has none.
+    """
 
     peak_moment: str
     peak_allocated_bytes: int
@@ -72,8 +75,8 @@ class Memory(_Frozen):
     resident: ResidentBytes
     activations_bytes: int
     moments: dict[str, int]
-    evaluation_peak_bytes: int
-    load: LoadBytes
+    evaluation_peak_bytes: int | None
+    load: LoadBytes | None
     breakdown: Node
 
 
@@ -129,11 +132,25 @@ class Term(_Frozen):
     bytes: tuple[int, ...]
 
 
+class Difference(_Frozen):
+    """Tensors alike that only one of two columns holds, or that one holds more of: bytes by column."""
+
+    name: str  # part of the peak
+    module: str
+    operation: str
+    tensor: str  # type and shape
+    bytes: tuple[int, int]
+
+
 class Comparison(_Frozen):
-    """Runs side by side; in each column the terms sum to its `peak_allocated_bytes`."""
+    """Runs side by side; in each column the terms sum to its `peak_allocated_bytes`.
+
+    `differences` are told where two columns are the same run by two engines, the largest first.
+    """
 
     columns: tuple[Report, ...]
     terms: tuple[Term, ...]
+    differences: tuple[Difference, ...] = ()
 
     @classmethod
     def of(cls, columns: tuple[Report, ...]) -> Comparison:

@@ -16,7 +16,7 @@ LossName = Literal["standard", "fused", "chunked"]
 QuantName = Literal["nf4", "fp4", "int8"]
 LoopName = Literal["plain", "trainer"]
 ShardingName = Literal["none"]
-EngineName = Literal["closed"]
+EngineName = Literal["closed", "trace"]
 
 MAX_TOKENS = 10**8
 MAX_RANK = 10**6
@@ -44,6 +44,9 @@ class Request(BaseModel):
             description="tokens in a sequence; default 2048, or the model's limit if lower",
         ),
     ] = None
+    padding: Annotated[
+        bool, Field(description="the batch is padded: rows differ in length, so attention needs a mask")
+    ] = False
     grad_accum: Annotated[
         int, Field(ge=1, le=MAX_TOKENS, strict=True, description="micro-batches per optimizer step")
     ] = 1
@@ -85,10 +88,23 @@ class Request(BaseModel):
         bool | None,
         Field(description="peft's prepare_model_for_kbit_training; default on for qlora"),
     ] = None
+    trl_casts: Annotated[
+        bool,
+        Field(description="TRL's casts of a 4-bit model under bf16: output head and embeddings bf16, norms fp32"),
+    ] = False
     optimizer: Annotated[
         str | None, Field(description="optimizer; default adamw (foreach), adamw-fused for Trainer")
     ] = None
-    checkpointing: Annotated[bool, Field(description="gradient checkpointing, non-reentrant, per block")] = True
+    checkpointing: Annotated[
+        bool, Field(description="gradient checkpointing, per block; non-reentrant unless asked for")
+    ] = True
+    use_reentrant: Annotated[
+        bool, Field(description="gradient checkpointing of the reentrant kind: blocks run first without a graph")
+    ] = False
+    keep_outputs: Annotated[
+        bool,
+        Field(description="a plain loop's model output stays alive through the step, because a variable names it"),
+    ] = False
     attention: Annotated[AttentionName, Field(description="attention implementation")] = "sdpa"
     loss: Annotated[
         LossName, Field(description="cross-entropy: whole logits, fused with the head, or in chunks")
@@ -96,4 +112,15 @@ class Request(BaseModel):
     gpu: Annotated[str | None, Field(description="GPU from the catalogue; default: kernels of an A100 80GB")] = None
     gpus: Annotated[int, Field(ge=1, le=1, strict=True, description="number of GPUs")] = 1
     sharding: Annotated[ShardingName, Field(description="how state is sharded over GPUs")] = "none"
-    engine: Annotated[EngineName, Field(description="closed: arithmetic")] = "closed"
+    transformers: Annotated[
+        str | None,
+        Field(description="release of transformers whose behaviour is mirrored, such as 4.46; default 5.23"),
+    ] = None
+    peft: Annotated[str | None, Field(description="release of peft, such as 0.13; default 0.21")] = None
+    bitsandbytes: Annotated[
+        str | None, Field(description="release of bitsandbytes, such as 0.45; default 0.50")
+    ] = None
+    torch: Annotated[str | None, Field(description="release of torch, such as 2.4; default 2.13")] = None
+    engine: Annotated[
+        EngineName, Field(description="closed: arithmetic; trace: the real libraries on fake tensors")
+    ] = "closed"

@@ -16,6 +16,7 @@ from peftplan.specs.formats import BF16, FLOAT_DTYPES, FP16, FP32, DType, QuantF
 from peftplan.specs.method import MethodSpec
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.run import StepSpec
+from peftplan.versions import LIBRARIES, Versions, versions_of
 
 DEFAULT_SEQ_LEN = 2048
 REFERENCE_GPU = "a100-80"
@@ -32,6 +33,27 @@ FULL_RECIPES: dict[str, tuple[DType, DType | None]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class PeftMethod:
+    """A method of the installed peft under its own name: adapters on a frozen base."""
+
+    name: str
+    frozen_base: bool = True
+    default_precision: str = "bf16-mixed"
+    default_quant: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A request with every default filled in, and what it stands for, whatever the model is made of."""
+
+    request: Request
+    method: MethodSpec
+    step: StepSpec
+    gpu: GpuRecord | None
+    versions: Versions
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A request with every default filled in, and the specifications it stands for."""
 
@@ -42,16 +64,25 @@ class Plan:
     method_spec: MethodSpec
     step: StepSpec
     gpu: GpuRecord | None
+    versions: Versions
 
 
 def resolve(request: Request) -> Plan:
     """Fill in defaults, refuse contradictions, find the model and the GPU, and build both specs."""
-    method = _choose("--method", request.method, METHODS)
-    found = _find_model(request.model)
-    model = build_model(found.config, f"config of {found.id}")
+    method = choose("--method", request.method, METHODS)
+    found = find_requested(request.model)
+    model = build_model(found.config, f"config of {found.id}", requested_versions(request))
+    settings = settle_fields(request, method, model.max_seq_len)
+    return Plan(
+        settings.request, found, model, method, settings.method, settings.step, settings.gpu, settings.versions
+    )
+
+
+def settle_fields(request: Request, method: Method | PeftMethod, max_seq_len: int | None) -> Settings:
+    """Fill in defaults and refuse contradictions of a run whose model takes at most so many positions."""
     gpu = _find_gpu(request.gpu) if request.gpu is not None else None
-    filled = _fill(request, method, model)
-    _choose("--optimizer", filled.optimizer or "", OPTIMIZERS)
+    filled = _fill(request, method, max_seq_len)
+    choose("--optimizer", filled.optimizer or "", OPTIMIZERS)
     weights, autocast = _formats(filled, method)
     spec = MethodSpec(
         rank=filled.rank,
@@ -63,6 +94,7 @@ def resolve(request: Request) -> Plan:
         base_dtype=weights,
         quant=_quant(filled),
         kbit_prepare=bool(filled.kbit_prepare),
+        trl_casts=filled.trl_casts,
     )
     step = StepSpec(
         micro_batch=filled.micro_batch,
@@ -76,11 +108,20 @@ def resolve(request: Request) -> Plan:
         master_weights=filled.precision == "bf16-master",
         optimizer=filled.optimizer or "adamw",
         compute_capability=_capability(gpu),
+        padding=filled.padding,
+        use_reentrant=filled.use_reentrant,
+        keep_outputs=filled.keep_outputs,
+        num_batches=filled.grad_accum if filled.loop == "trainer" else 1,
     )
-    return Plan(filled, found, model, method, spec, step, gpu)
+    return Settings(filled, spec, step, gpu, requested_versions(request))
 
 
-def _choose(option: str, name: str, table: dict[str, Any]) -> Any:
+def requested_versions(request: Request) -> Versions:
+    """The library releases that a request states, the reference's for the rest."""
+    return versions_of({name: getattr(request, name) for name in LIBRARIES})
+
+
+def choose(option: str, name: str, table: dict[str, Any]) -> Any:
     """A row by name, case and underscores apart; an unknown name lists what there is."""
     key = name.strip().lower().replace("_", "-")
     if key in table:
@@ -92,7 +133,8 @@ def _choose(option: str, name: str, table: dict[str, Any]) -> Any:
     raise BadInput(f"{option} {name!r} is unknown; there are {', '.join(table)}{hint}")
 
 
-def _find_model(model: str | dict[str, Any]) -> FoundModel:
+def find_requested(model: str | dict[str, Any]) -> FoundModel:
+    """The model that a request names, or brings along as a mapping."""
     if isinstance(model, str):
         return find_config(model)
     name = model.get("_name_or_path") or model.get("model_type")
@@ -117,14 +159,21 @@ def _capability(gpu: GpuRecord | None) -> tuple[int, int]:
     raise NotFound(f"the catalogue holds no CUDA record for {REFERENCE_GPU}; reinstall peftplan")
 
 
-def _fill(request: Request, method: Method, model: ModelSpec) -> Request:
+def _fill(request: Request, method: Method | PeftMethod, max_seq_len: int | None) -> Request:
     """The request with defaults that depend on other fields or on the model."""
     quant = request.quant or method.default_quant
     optimizer = request.optimizer or ("adamw-fused" if request.loop == "trainer" else "adamw")
     prepare = request.kbit_prepare
     if prepare is None:
         prepare = method.default_quant is not None and quant is not None
-    limit = model.max_seq_len or DEFAULT_SEQ_LEN
+    if request.keep_outputs and request.loop == "trainer":
+        raise BadInput("--keep-outputs is of a loop that names them; Trainer drops them; leave one of the two out")
+    if request.use_reentrant and not request.checkpointing:
+        raise BadInput(
+            "--use-reentrant names a kind of gradient checkpointing, and --no-checkpointing turns that off; "
+            "leave one of the two out"
+        )
+    limit = max_seq_len or DEFAULT_SEQ_LEN
     precision = request.precision or method.default_precision
     base = request.base_dtype
     if base is None:
@@ -139,15 +188,18 @@ def _fill(request: Request, method: Method, model: ModelSpec) -> Request:
             "quant": quant,
             "kbit_prepare": prepare,
             "optimizer": optimizer.strip().lower().replace("_", "-"),
+            **requested_versions(request).by_name(),
         }
     )
 
 
-def _formats(request: Request, method: Method) -> tuple[DType, DType | None]:
+def _formats(request: Request, method: Method | PeftMethod) -> tuple[DType, DType | None]:
     """Format of the base's weights and autocast's format; contradictions are refused."""
     precision = request.precision or method.default_precision
     weights, autocast = FULL_RECIPES[precision]
     base = FLOAT_DTYPES[request.base_dtype or weights.short]
+    if request.trl_casts and (not method.frozen_base or request.quant not in ("nf4", "fp4")):
+        raise BadInput("--trl-casts are of a model packed in 4 bits; use --method qlora, or leave them out")
     if method.frozen_base:
         if precision == "bf16-master":
             raise BadInput(

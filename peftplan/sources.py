@@ -30,6 +30,11 @@ SOURCES: dict[str, Source] = {
         "arXiv:2106.09685, section 4.1",
         "2021",
     ),
+    "scaling-laws": Source(
+        "Kaplan et al., Scaling Laws for Neural Language Models",
+        "arXiv:2001.08361, section 2.1 and table 1",
+        "2020",
+    ),
     "qlora": Source(
         "Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs",
         "arXiv:2305.14314, sections 2 and 3",
@@ -73,7 +78,7 @@ SOURCES: dict[str, Source] = {
         _TORCH,
     ),
     "torch-checkpoint": Source(
-        "PyTorch's activation checkpointing, non-reentrant",
+        "PyTorch's activation checkpointing, of both kinds",
         "torch/utils/checkpoint.py",
         _TORCH,
     ),
@@ -82,9 +87,19 @@ SOURCES: dict[str, Source] = {
         "aten/src/ATen/autocast_mode.cpp",
         _TORCH,
     ),
+    "nvml": Source(
+        "NVIDIA Management Library, the API behind nvidia-smi",
+        "documentation: nvmlDeviceGetComputeRunningProcesses, nvmlDeviceGetTotalEnergyConsumption",
+        "nvidia-ml-py 12",
+    ),
     "torch-allocator": Source(
         "PyTorch's caching allocator: rounding to 512 bytes, blocks and segments",
         "c10/cuda/CUDACachingAllocator.cpp",
+        _TORCH,
+    ),
+    "torch-snapshot": Source(
+        "Memory snapshots of PyTorch: their keys, and what the visualiser can read",
+        "torch/cuda/_memory_viz.py, torch/csrc/cuda/memory_snapshot.cpp, torch/utils/viz/MemoryViz.js",
         _TORCH,
     ),
     "torch-sdpa": Source(
@@ -97,6 +112,57 @@ SOURCES: dict[str, Source] = {
         "aten/src/ATen/native/transformers/cuda/attention.cu, attention_backward.cu, "
         "mem_eff_attention/kernel_forward.h, kernel_backward.h, kernels/generate_kernels.py",
         _TORCH,
+    ),
+    "torch-embedding": Source(
+        "The gradient of an embedding table: indices sorted, rows added up in fp32",
+        "aten/src/ATen/native/cuda/Embedding.cu, EmbeddingBackwardKernel.cu",
+        _TORCH,
+    ),
+    "torch-reductions": Source(
+        "Sums on CUDA: how many blocks share a result, and the buffer they share it through",
+        "aten/src/ATen/native/cuda/Reduce.cuh, setReduceConfig, global_memory_size",
+        _TORCH,
+    ),
+    "torch-layer-norm": Source(
+        "Gradients of layer norm's and rms_norm's weights",
+        "aten/src/ATen/native/cuda/layer_norm_kernel.cu, LaunchGammaBetaBackwardCUDAKernel",
+        _TORCH,
+    ),
+    "torch-softmax": Source(
+        "The backward pass of softmax: gradient times result is made first",
+        "aten/src/ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out",
+        _TORCH,
+    ),
+    "torch-sort": Source(
+        "Sorts and scans through CUB, and gradients that are put back by sorted indices",
+        "aten/src/ATen/cuda/cub.cuh, cub-RadixSortPairs.cuh, aten/src/ATen/native/cuda/SortStable.cu, Indexing.cu, "
+        "index_put_with_sort_kernel",
+        _TORCH,
+    ),
+    "torch-indexing": Source(
+        "Indexing by tensors: masks turned into indices, one-hot tensors filled in place",
+        "aten/src/ATen/native/IndexingUtils.h, TensorAdvancedIndexing.cpp, Onehot.cpp, cuda/IndexKernel.cpp",
+        _TORCH,
+    ),
+    "torch-foreach": Source(
+        "Multi-tensor kernels: what foreach norms and optimizers allocate on the device",
+        "aten/src/ATen/native/ForeachUtils.h, cuda/ForeachReduceOp.cu, MultiTensorApply.cuh, fused_adamw_impl.cuh",
+        _TORCH,
+    ),
+    "torch-grouped-mm": Source(
+        "Grouped matrix products: one product a group before Hopper, CUTLASS from Hopper on",
+        "aten/src/ATen/native/GroupedMMUtils.h, aten/src/ATen/native/cuda/GroupedBlas.cpp, GroupMM.cu",
+        _TORCH,
+    ),
+    "cudnn-frontend": Source(
+        "cuDNN's attention: the tensors that its frontend places in the workspace of the backward pass",
+        "include/cudnn_frontend/node/scaled_dot_product_flash_attention.h",
+        "cudnn-frontend 1.x for cuDNN 9.20",
+    ),
+    "cuda-generations": Source(
+        "GPU generations: multiprocessors of their cards, threads that fit on one",
+        "NVIDIA documentation: CUDA programming guide, compute capabilities; the cards' data sheets",
+        "CUDA 13",
     ),
     "torch-matmul": Source(
         "matmul of tensors with batch and heads: folded into one batch, copied where the layout forbids it",
@@ -143,7 +209,7 @@ SOURCES: dict[str, Source] = {
     ),
     "flash-attention": Source(
         "Dao's flash-attention package: what its autograd function saves (read, never run)",
-        "flash_attn/flash_attn_interface.py, FlashAttnFunc",
+        "flash_attn/flash_attn_interface.py, FlashAttnFunc; csrc/flash_attn/flash_api.cpp",
         "flash-attn 2.8",
     ),
     "transformers-experts": Source(
@@ -166,6 +232,11 @@ SOURCES: dict[str, Source] = {
         "transformers/optimization.py",
         _TRANSFORMERS,
     ),
+    "transformers-trainer": Source(
+        "Trainer's step: what it fetches and holds, how it scales the loss, clipping, groups of parameters",
+        "transformers/trainer.py, training_step, compute_loss, create_optimizer",
+        _TRANSFORMERS,
+    ),
     "accelerate-fp32-outputs": Source(
         "accelerate's conversion of a model's outputs to fp32 under mixed precision",
         "accelerate/utils/operations.py, convert_outputs_to_fp32",
@@ -176,6 +247,16 @@ SOURCES: dict[str, Source] = {
         "peft's LoRA layers over dense, 4-bit and 8-bit linears",
         "peft/tuners/lora/layer.py, peft/tuners/lora/bnb.py",
         _PEFT,
+    ),
+    "pypi": Source(
+        "Release dates of torch, transformers, peft and bitsandbytes",
+        "documentation: the release histories of the Python Package Index",
+        "2026-11",
+    ),
+    "trl-casts": Source(
+        "What TRL's trainers cast in a 4-bit model under bf16",
+        "trl/models/utils.py, peft_module_casting_to_bf16; trl/trainer/sft_trainer.py",
+        "TRL 0.7 to 0.24",
     ),
     "peft-kbit": Source(
         "peft's prepare_model_for_kbit_training",
@@ -208,6 +289,17 @@ SOURCES: dict[str, Source] = {
         "8-bit, paged and 32-bit optimizers: states, block scales, small tensors kept in fp32",
         "bitsandbytes/optim/optimizer.py, adamw.py, lion.py",
         _BITSANDBYTES,
+    ),
+    "torch-fake-tensors": Source(
+        "PyTorch's fake tensors: what they and their cache compare, and the device they pretend",
+        "torch/_subclasses/fake_tensor.py, aten/src/ATen/detail/AcceleratorHooksInterface.h, "
+        "c10/core/impl/DeviceGuardImplInterface.h",
+        _TORCH,
+    ),
+    "chunked-cross-entropy": Source(
+        "torchtune's cross-entropy in pieces of the sequence, each upcast and reduced by itself",
+        "torchtune/modules/loss/cross_entropy_loss.py",
+        "torchtune 0.6",
     ),
     "liger-flce": Source(
         "Liger-Kernel's linear cross-entropy: head and loss in chunks of tokens",

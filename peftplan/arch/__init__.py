@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from peftplan.arch.buffers import settle_buffers
 from peftplan.arch.config import Config
 from peftplan.errors import BadInput, shown
 from peftplan.specs.model import ModelSpec
+from peftplan.versions import REFERENCE, Versions, behaviour, family_notes
 
 # model_type -> the module of this package whose build(config) answers it
 FAMILIES: dict[str, str] = {
@@ -30,6 +32,7 @@ FAMILIES: dict[str, str] = {
     "phi3": "llama_like",
     "granite": "llama_like",
     "gpt2": "gpt2",
+    "gpt_bigcode": "gpt_bigcode",
     "gpt_neox": "gpt_neox",
     "opt": "opt",
     "phi": "phi",
@@ -45,8 +48,11 @@ FAMILIES: dict[str, str] = {
 }
 
 
-def build_model(config: Mapping[str, Any], where: str = "config") -> ModelSpec:
-    """The model that a config describes. Raises BadInput for an unknown family or an unusable value."""
+def build_model(config: Mapping[str, Any], where: str = "config", versions: Versions = REFERENCE) -> ModelSpec:
+    """The model that a config describes, as these versions of the libraries build it.
+
+    Raises BadInput for an unknown family or an unusable value.
+    """
     reader = Config(config, where)
     notes: list[str] = []
     model_type = _family(reader)
@@ -57,8 +63,11 @@ def build_model(config: Mapping[str, Any], where: str = "config") -> ModelSpec:
     if model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
         raise BadInput(f"{where}: model_type is {shown(reader.get('model_type'))}; known families are {known}")
+    does = reader.behaviour = behaviour(versions, model_type)
     spec: ModelSpec = import_module(f"peftplan.arch.{FAMILIES[model_type]}").build(reader)
-    spec.notes[:0] = notes
+    spec.behaviour = does
+    settle_buffers(spec)
+    spec.notes[:0] = notes + family_notes(versions, model_type)
     return spec
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peftplan.arch.config import Config, activation
+from peftplan.arch.masks import both_ways_mask
 from peftplan.arch.plain_attention import plain_attention
+from peftplan.arch.rotary import cache_positions
 from peftplan.specs.formats import BOOL, INT32, INT64
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
 from peftplan.specs.tensors import Parameter, Tensor
+
+Given = tuple[Tensor | None, Tensor | None]  # the mask, positions in the sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +96,6 @@ def offset_positions(t: Ops, ids: Tensor) -> Tensor:
     return places
 
 
-def check_padding(t: Ops, ids: Tensor) -> None:
-    """The look at the attention mask that finds no padding, so that no mask is built."""
-    mask = t.new(ids.shape, ids.numel, BOOL, "_to_copy")
-    whole = t.new((), 1, BOOL, "all")
-    del mask, whole
-
-
 class SelfAttention(Module):
     """Queries, keys and values of equal width, attended in both directions."""
 
@@ -109,17 +106,17 @@ class SelfAttention(Module):
         self.key = Linear(s.hidden, s.hidden, True)
         self.value = Linear(s.hidden, s.hidden, True)
 
-    def forward(self, t: Ops, x: Tensor, given: object) -> Tensor:  # type: ignore[override]
-        s = self.s
+    def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
+        s, mask = self.s, given[0]
         batch, length, width = x.shape
         heads = (batch, s.heads, length, width // s.heads)
         q = t.view(t.call("query", self.query, x), heads)
         k = t.view(t.call("key", self.key, x), heads)
         v = t.view(t.call("value", self.value, x), heads)
         if t.attention == "eager":
-            out = plain_attention(t, q, k, v, dropout=s.attention_dropout)
+            out = plain_attention(t, q, k, v, () if mask is None else (mask,), s.attention_dropout)
         else:
-            out = t.attend(q, k, v, dropout=s.attention_dropout, causal=False)
+            out = t.attend(q, k, v, mask, s.attention_dropout, causal=False)
         return t.view(out, x.shape)  # type: ignore[no-any-return]
 
 
@@ -167,6 +164,8 @@ class Intermediate(Module):
 
 class Block(Module):
     """Attention, then the feed-forward pair, each followed by its norm."""
+
+    positional = (0,)
 
     def __init__(self, attention: Module, s: Shape) -> None:
         super().__init__()
@@ -252,10 +251,10 @@ def build(c: Config) -> ModelSpec:
     head.bias = bias
     head.add("decoder", decoder)
 
-    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, None]:
+    def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
         x = t.call(f"{row.body}.embeddings", embeddings, ids)
-        check_padding(t, ids)
-        return x, None
+        steps = cache_positions(t, ids.shape[1])
+        return x, (both_ways_mask(t, ids, x.dtype), steps)
 
     num_layers = c.count("num_hidden_layers", 12)
     limit = positions - (c.natural("pad_token_id", row.padding_id) + 1 if row.offset_positions else 0)

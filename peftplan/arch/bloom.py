@@ -12,6 +12,7 @@ from typing import NamedTuple
 from peftplan.arch.alibi import position_biases
 from peftplan.arch.config import Config, alias
 from peftplan.arch.masks import attention_mask
+from peftplan.arch.rotary import cache_positions
 from peftplan.specs.formats import FP32
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
@@ -34,6 +35,7 @@ class Given(NamedTuple):
 
     alibi: Tensor
     mask: Tensor | None
+    steps: Tensor | None  # positions in the sequence
 
 
 class Attention(Module):
@@ -153,7 +155,8 @@ def build(c: Config) -> ModelSpec:
         t.keep(words)
         x = t.call("transformer.word_embeddings_layernorm", model.word_embeddings_layernorm, words)
         alibi = position_biases(t, ids, s.heads, FP32, x.dtype)
-        return x, Given(alibi, attention_mask(t, ids.shape[0], ids.shape[1], words.dtype))
+        steps = cache_positions(t, ids.shape[1])
+        return x, Given(alibi, attention_mask(t, ids.shape[0], ids.shape[1], words.dtype), steps)
 
     def leave(t: Ops, x: Tensor) -> Tensor:
         return t.call("transformer.ln_f", model.ln_f, x)  # type: ignore[no-any-return]

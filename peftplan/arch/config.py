@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftplan.errors import BadInput, shown
+from peftplan.specs.behaviour import REFERENCE, Behaviour
 
 # Larger than anything trained; a config beyond these is damaged, and its sums would mean nothing.
 MAX_WIDTH = 10**7
@@ -15,9 +16,10 @@ MAX_COUNT = 10**5
 class Config(Mapping[str, Any]):
     """A config.json's content with typed access; errors name the key, its value and what is allowed."""
 
-    def __init__(self, values: Mapping[str, Any], where: str = "config") -> None:
+    def __init__(self, values: Mapping[str, Any], where: str = "config", behaviour: Behaviour = REFERENCE) -> None:
         self.values_by_key = values
         self.where = where
+        self.behaviour = behaviour  # of the libraries that build the model
 
     def __getitem__(self, key: str) -> Any:
         return self.values_by_key[key]
@@ -108,7 +110,7 @@ class Config(Mapping[str, Any]):
             return None
         if not isinstance(value, Mapping):
             raise self.fail(key, value, "an object")
-        return Config(value, f"{self.where}.{key}")
+        return Config(value, f"{self.where}.{key}", self.behaviour)
 
     def divides(self, key: str, value: int, of_key: str, of_value: int) -> None:
         """Refuse a value that must divide another and does not."""

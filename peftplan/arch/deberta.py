@@ -55,7 +55,15 @@ class Embeddings(Module):
         return t.dropout(x, self.s.dropout)  # type: ignore[no-any-return]
 
 
-class KeptBlock(Block):
+class PositionedBlock(Block):
+    """A block that is given positions too, but not the embedded words."""
+
+    def takes(self, given: Given) -> tuple[Any, ...]:
+        """The mask, the distances and their embeddings."""
+        return given[:3]
+
+
+class KeptBlock(PositionedBlock):
     """A block whose output the encoder keeps among all hidden states."""
 
     def forward(self, t: Ops, x: Tensor, given: object) -> Tensor:  # type: ignore[override]
@@ -181,7 +189,7 @@ def runs_of(s: Shape, r: Relative, num_layers: int, convolve: Any) -> list[Block
     """The blocks: the first alone where a convolution follows it, the last since shared gradients begin there."""
     path, block = "deberta.encoder.layer", KeptBlock(SelfAttention(s, r), s)
     first = 1 if convolve else 0
-    runs = [BlockRun(Block(SelfAttention(s, r), s), 1, 0, path)] if convolve else []
+    runs = [BlockRun(PositionedBlock(SelfAttention(s, r), s), 1, 0, path)] if convolve else []
     rest = num_layers - first
     runs.append(BlockRun(block, max(rest - 1, 1) if rest else 0, first, path, before=convolve))
     if rest > 1:

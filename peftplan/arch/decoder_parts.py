@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from peftplan.arch.former_masks import windowed_copy
 from peftplan.arch.rotary import RotaryEmbedding, Table, rotate, split_head
 from peftplan.specs.formats import BF16, FP32, DType
 from peftplan.specs.modules import Embedding, Linear, Module, Ops, RMSNorm
@@ -36,6 +37,10 @@ class Shape:
     head_norms: str = ""  # "projected": right behind each projection; "together": after all three
     score_cap: bool = False
     scaled_residual: bool = False
+    names_attended: bool = False  # older releases hold what attention gave until the block ends
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class Given(NamedTuple):
@@ -43,6 +48,7 @@ class Given(NamedTuple):
 
     table: Table
     mask: Tensor | None
+    others: Sequence[Table] = ()  # tables that a block is given too, and does not read
 
 
 class CenteredRMSNorm(Module):
@@ -100,11 +106,21 @@ class Attention(Module):
         if s.head_norms == "together":
             q = t.call("q_norm", self.q_norm, q)
             k = t.call("k_norm", self.k_norm, k)
-        q, k = rotate_pair(t, q, k, given.table)
+        table = layer_table(t, self, v, given.table)
+        q, k = rotate_pair(t, q, k, table)
+        k, v = t.repeat_first(q, k, v)
         out = t.attend(q, k, v, given.mask, s.attn_dropout, softcap=s.score_cap)
         out = t.view(out, (batch, length, s.heads * s.dim))
         out = t.call("o_proj", self.o_proj, out)
         return out  # type: ignore[no-any-return]
+
+
+def layer_table(t: Ops, attention: Module, v: Tensor, table: Table) -> Table:
+    """The tables that the model made, or those that an attention with frequencies of its own makes."""
+    if t.behaviour.rotary_place != "layers":
+        return table
+    rotary: RotaryEmbedding = attention.children["rotary_emb"]  # type: ignore[assignment]
+    return (*rotary.table(t, v, table[-1]), table[-1])
 
 
 def rotate_pair(t: Ops, q: Tensor, k: Tensor, table: Table) -> tuple[Tensor, Tensor]:
@@ -129,8 +145,10 @@ class FusedAttention(Module):
         q, k, v = t.slice(qkv, width), t.slice(qkv, kv_width), t.slice(qkv, kv_width)
         heads, kv_heads = (batch, s.heads, length, s.dim), (batch, s.kv_heads, length, s.dim)
         q, k, v = t.view(q, heads), t.view(k, kv_heads), t.view(v, kv_heads)
-        q, k = rotate_parts(t, q, k, given.table)
-        out = t.attend(q, k, v, given.mask, s.attn_dropout, by_heads=True)
+        table, joined = layer_table(t, self, v, given.table), not t.behaviour.attention_inline
+        q, k = (rotate_parts if joined else rotate_pair)(t, q, k, table)
+        k, v = t.repeat_first(q, k, v)
+        out = t.attend(q, k, v, given.mask, s.attn_dropout, by_heads=joined)
         out = t.view(out, width)
         out = t.call("o_proj", self.o_proj, out)
         return out  # type: ignore[no-any-return]
@@ -201,7 +219,9 @@ class Block(Module):
     def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         residual = x
         x = t.call("input_layernorm", self.input_layernorm, x)
-        x = t.call("self_attn", self.self_attn, x, given)
+        x = attended = t.call("self_attn", self.self_attn, x, given)
+        if not (self.s.names_attended and t.behaviour.attention_inline):
+            del attended
         x = t.add(residual, self._scaled(t, x))
         residual = x
         x = t.call("post_attention_layernorm", self.post_attention_layernorm, x)
@@ -223,6 +243,8 @@ class SandwichBlock(Block):
         self.post_feedforward_layernorm = s.norm(s.hidden)
 
     def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
+        if self.kind == SLIDING and given.mask is not None and t.behaviour.float_masks and t.attention != "flash":
+            given = given._replace(mask=windowed_copy(t, given.mask))
         residual = x
         x = t.call("input_layernorm", self.input_layernorm, x)
         x = t.call("self_attn", self.self_attn, x, given)

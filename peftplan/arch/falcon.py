@@ -50,6 +50,7 @@ class FalconLinear(Linear):
     """x @ weight.T, then + bias: the weight's transpose is a view, whose cast autocast does not keep."""
 
     convertible = False
+    derived = True
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         out = t.linear(x, t.view(self.weight, self.weight.shape))
@@ -64,6 +65,7 @@ class Attention(Module):
     def __init__(self, s: Shape) -> None:
         super().__init__()
         self.s, self.dim = s, s.hidden // s.heads
+        self.turns = not s.alibi
         self.query_key_value = FalconLinear(s.hidden, (s.heads + 2 * s.kv_heads) * self.dim, s.bias)
         self.dense = FalconLinear(s.hidden, s.hidden, s.bias)
 
@@ -72,14 +74,18 @@ class Attention(Module):
         q, k, v = self.split_heads(t, qkv)
         if not self.s.alibi:
             q, k = rotate(t, q, given.table), rotate(t, k, given.table)
+        local: tuple[Tensor, ...] = ()  # what the real forward still names while it projects the output
         if t.attention == "eager":
-            out = self.eager(t, x.dtype, q, k, v, given)
+            out, local = self.eager(t, x.dtype, q, k, v, given)
         elif t.attention == "flash":
-            out = t.attend(q, k, v)
+            out = t.attend(q, k, v, given.mask)
         else:
             dropout = self.s.attn_dropout if self.s.alibi else 0.0
+            if given.mask is not None and t.behaviour.sdpa_contiguous == "masked":
+                q, k, v = t.relaid(q), t.relaid(k), t.relaid(v)
             out = t.sdpa(q, k, v, given.mask, dropout, repeats=False)
         out = t.call("dense", self.dense, t.view(out, x.shape))
+        del local
         return out  # type: ignore[no-any-return]
 
     def split_heads(self, t: Ops, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,9 +112,12 @@ class Attention(Module):
             return q, t.expand(k, all_heads), t.expand(v, all_heads)
         return t.contiguous(q), t.expand_copy(k, all_heads), t.expand_copy(v, all_heads)
 
-    def eager(self, t: Ops, dtype: DType, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Tensor:
-        """Written out, softmax in the type of the input; with biases, scores in fp32 and dropout."""
+    def eager(
+        self, t: Ops, dtype: DType, q: Tensor, k: Tensor, v: Tensor, given: Given
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Written out, softmax in the type of the input; with biases, scores in fp32 and dropout, and all kept."""
         batch, heads, length, dim = q.shape
+        local: tuple[Tensor, ...] = ()
         scores = t.matmul(q, k, (batch, heads, length, length), copied=(True, True))
         if given.alibi is None:
             scores = t.scale_in_place(scores)
@@ -122,9 +131,10 @@ class Attention(Module):
             weights = t.softmax(half_of(t, total, dtype), dtype)
             del total
             weights = t.dropout(weights, self.s.attn_dropout)
+            local = scores, high, logits
         t.block_weights.append(weights)
         out = t.matmul(weights, v, (batch, heads, length, dim), copied=(False, True))
-        return t.contiguous(out)  # type: ignore[no-any-return]
+        return t.contiguous(out), local
 
 
 def half_of(t: Ops, x: Tensor, dtype: DType) -> Tensor:
@@ -244,7 +254,7 @@ def build(c: Config) -> ModelSpec:
         if s.alibi:
             alibi = position_biases(t, ids, s.heads, BF16, x.dtype)
         positions = position_ids(t, length)
-        mask = attention_mask(t, batch, length, x.dtype, always=True)
+        mask = attention_mask(t, batch, length, x.dtype, always=t.behaviour.always_masked or s.alibi)
         if alibi is not None and mask is not None:
             mask = biased_mask(t, alibi, mask)
         return x, Given(alibi, mask, (*model.rotary_emb.table(t, x, positions), positions))

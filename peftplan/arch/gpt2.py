@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from peftplan.arch.config import Config, activation, alias
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import position_ids
+from peftplan.specs.formats import BOOL
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Conv1D, Embedding, LayerNorm, Linear, Module, Ops
 from peftplan.specs.tensors import Tensor
 
 # mask, positions of the tokens
-Given = tuple[Tensor | None, Tensor]
+Given = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,13 @@ class Attention(Module):
     def eager(self, t: Ops, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Written out: no type is named for the softmax, its result is cast to the values' type."""
         batch, heads, length, dim = q.shape
-        weights = t.mul_scalar(t.matmul(q, k, (batch, heads, length, length), copied=(True, True)))
+        weights = t.matmul(q, k, (batch, heads, length, length), copied=(True, True))
+        if t.behaviour.causal_buffers == "none":
+            weights = t.mul_scalar(weights)
+        else:
+            weights = t.mul(weights, t.new((), 1, weights.dtype, "full"))
+            seen = (1, 1, length, length)
+            weights = t.where(Tensor(seen, length * length, BOOL, None, None), weights)  # a buffer's part
         weights = t.add(weights, mask)
         weights = t.softmax(weights)
         weights = t.to(weights, v.dtype)
@@ -84,6 +91,8 @@ class MLP(Module):
 
 class Block(Module):
     """Attention and MLP, each behind a LayerNorm and beside a residual."""
+
+    positional = (0,)
 
     def __init__(self, s: Shape) -> None:
         super().__init__()
@@ -150,8 +159,11 @@ def build(c: Config) -> ModelSpec:
         places = t.call("transformer.wpe", model.wpe, at)
         t.keep(words, places)
         x = t.add(words, places)
-        mask = attention_mask(t, batch, length, words.dtype)
-        return t.dropout(x, embed_dropout), (mask, at)
+        if t.attention == "eager" and not t.behaviour.causal_mask_added:  # padding alone is left to add
+            mask = t.new((batch, 1, 1, length), batch * length, words.dtype, "mul")
+        else:
+            mask = attention_mask(t, batch, length, words.dtype)
+        return t.dropout(x, embed_dropout), (mask, at if t.behaviour.blocks_take_positions else None)
 
     def leave(t: Ops, x: Tensor) -> Tensor:
         return t.call("transformer.ln_f", model.ln_f, x)  # type: ignore[no-any-return]

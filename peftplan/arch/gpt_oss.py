@@ -10,7 +10,7 @@ from copy import deepcopy
 
 from peftplan.arch.config import Config, alias
 from peftplan.arch.llama_like import DecoderStem
-from peftplan.arch.masks import numbers_mask
+from peftplan.arch.masks import numbers_mask, padding_mask
 from peftplan.arch.moe import Experts, Routing, inactive_weights, router_notes, top_k_of
 from peftplan.arch.rotary import RotaryEmbedding, Table
 from peftplan.arch.sparse_decoder import Given, Taken, decoder
@@ -21,7 +21,11 @@ from peftplan.specs.tensors import Parameter, Tensor
 
 
 class WideRMSNorm(RMSNorm):
-    """Scaled in fp32, and brought to the input's type last."""
+    """Scaled in fp32, and brought to the input's type last; its weight stays fp32 where fp16 is loaded."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.weight.wide = True
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         dtype = x.dtype
@@ -85,9 +89,10 @@ class SinkAttention(Module):
         k = t.permuted(t.call("k_proj", self.k_proj, x), kv_shape)
         v = t.permuted(t.call("v_proj", self.v_proj, x), kv_shape)
         q, k = rotate_both(t, q, k, table)
-        if mask is None:
-            out, weights = t.attend(q, k, v, by_heads=True), None
+        if t.attention == "flash":
+            out, weights = t.attend(q, k, v, mask, by_heads=True), None
         else:
+            assert mask is not None
             out, weights = self.attend(t, q, k, v, mask)
         out = t.view(out, (batch, length, self.heads * self.dim))
         out = t.call("o_proj", self.o_proj, out)
@@ -196,9 +201,9 @@ class SinkBlock(Module):
 
 
 def both_masks(t: Ops, batch: int, length: int, dtype: DType) -> tuple[Tensor | None, Tensor | None]:
-    """Masks of full and of windowed layers; none for flash."""
+    """Masks of full and of windowed layers, both made, needed or not."""
     if t.attention == "flash":
-        return None, None
+        return padding_mask(t, batch, length), padding_mask(t, batch, length)
     full = numbers_mask(t, batch, length, dtype)
     return full, numbers_mask(t, batch, length, dtype, windowed=True)
 

@@ -71,7 +71,7 @@ class Attention(Module):
         by_head = (batch, s.heads, length, whole[3])
         q, k, v = t.view(q, by_head), t.view(k, by_head), t.view(v, by_head)
         if t.attention == "flash":
-            out = t.attend(q, k, v)
+            out = t.attend(q, k, v, mask)
             t.block_weights.append(out)  # returned in the place of the weights
         else:
             out = self.written_out(t, q, k, v, mask)

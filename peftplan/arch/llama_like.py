@@ -7,10 +7,10 @@ modeling_gemma3.py, modeling_phi3.py, modeling_granite.py.
 
 from __future__ import annotations
 
-from functools import partial
-
 from peftplan.arch.config import Config, activation, head_dim
 from peftplan.arch.decoder_parts import (
+    FULL,
+    SLIDING,
     Attention,
     Block,
     CenteredRMSNorm,
@@ -27,14 +27,14 @@ from peftplan.arch.decoder_parts import (
 )
 from peftplan.arch.llama_rows import GELU, ROWS, Row
 from peftplan.arch.masks import attention_mask
-from peftplan.arch.rotary import RotaryEmbedding, Table, position_ids, rotary_width
+from peftplan.arch.rotary import RotaryEmbedding, Table, has_two_sets, position_ids, rotary_width
+from peftplan.specs.formats import DType
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, Linear, Module, Ops, RMSNorm
 from peftplan.specs.tensors import Tensor
 
 __all__ = ["DecoderStem", "GatedMLP", "build", "rotate_pair"]
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -43,7 +43,7 @@ def build(c: Config) -> ModelSpec:
     """A Llama-like, from its config."""
     family = c["model_type"]
     row = ROWS[family]
-    c = Config({**row.defaults, **c}, c.where)
+    c = Config({**row.defaults, **c}, c.where, c.behaviour)
     if c.flag("use_bidirectional_attention"):
         raise c.fail("use_bidirectional_attention", True, "false: a causal decoder")
     s = _shape(c, row)
@@ -51,7 +51,10 @@ def build(c: Config) -> ModelSpec:
     windows = _windows(c, row, kinds)
     rotary = _rotary(c, row, s.dim, kinds)
     vocab = c.size("vocab_size")
-    embedding = ScaledEmbedding if row.gemma else Embedding
+    does = c.behaviour
+    embedding = (
+        ScaledEmbedding if row.gemma and (does.embedding_scale_kept or not row.scaled_embedding) else Embedding
+    )
     stem, model = Module(), DecoderStem(vocab, s.hidden, rotary.dim, embedding, s.norm, rotary)
     head = Linear(s.hidden, vocab)
     if c.flag("tie_word_embeddings"):
@@ -61,17 +64,22 @@ def build(c: Config) -> ModelSpec:
 
     def enter(t: Ops, ids: Tensor) -> tuple[Tensor, dict[str, Given]]:
         x = t.call("model.embed_tokens", model.embed_tokens, ids)
-        if row.multipliers:
+        if row.scaled_embedding and not does.embedding_scale_kept:
+            t.keep(x)
+        if row.multipliers or (row.scaled_embedding and not does.embedding_scale_kept):
             x = t.mul_scalar(x)
         batch, length = ids.shape
         positions = position_ids(t, length)
-        masks = {kind: attention_mask(t, batch, length, x.dtype, w) for kind, w in windows.items()}
+        masks = _masks(t, batch, length, x.dtype, windows, row)
         table: Table = ()
         given = {}
         for kind, mask in masks.items():
-            if not table or (row.tables_by_kind and kind in kinds):
-                table = (*model.rotary_emb.table(t, x, positions), positions)
+            if (kind in kinds or not does.tables_by_need) if row.tables_by_kind else not table:
+                table = (*model_tables(t, model.rotary_emb, x, positions), positions)
             given[kind] = Given(table, mask)
+        if not does.tables_by_need:
+            tables = [one.table for one in given.values()]
+            given = {kind: one._replace(others=tables) for kind, one in given.items()}
         return x, given
 
     def leave(t: Ops, x: Tensor) -> Tensor:
@@ -89,13 +97,15 @@ def build(c: Config) -> ModelSpec:
         max_seq_len=c.size("max_position_embeddings", limit=10**9),
         attention_targets=("qkv_proj", "o_proj") if row.fused else ATTENTION,
         mlp_targets=("gate_up_proj", "down_proj") if row.fused else MLP,
-        attention_kinds=("flash", "eager") if row.score_cap else ("sdpa", "flash", "eager"),
+        attention_kinds=("flash", "eager")
+        if row.score_cap and not does.capped_sdpa
+        else ("sdpa", "flash", "eager"),
         notes=list(row.notes),
     )
     if row.sandwich and c.get("final_logit_softcapping") is not None:
-        spec.logits = partial(_capped_logits, spec)
+        spec.scale_logits = _capped_logits
     elif row.multipliers:
-        spec.logits = partial(_scaled_logits, spec)
+        spec.scale_logits = _scaled_logits
     return spec
 
 
@@ -123,6 +133,7 @@ def _shape(c: Config, row: Row) -> Shape:
         head_norms=row.head_norms,
         score_cap=row.score_cap and c.get("attn_logit_softcapping") is not None,
         scaled_residual=row.multipliers,
+        names_attended=row.fused,
     )
 
 
@@ -162,16 +173,27 @@ def _windows(c: Config, row: Row, kinds: list[str]) -> dict[str, int | None]:
     return windows
 
 
-def _rotary(c: Config, row: Row, dim: int, kinds: list[str]) -> RotaryEmbedding:
-    """Rotary frequencies: of a part of each head, or by kind of layer.
+def model_tables(t: Ops, rotary: RotaryEmbedding, x: Tensor, positions: Tensor) -> Table:
+    """The tables that the model makes for all layers; none where every attention makes its own."""
+    return rotary.table(t, x, positions) if t.behaviour.rotary_place != "layers" else ()
 
-    Assumes: the second set that longrope makes in its first forward pass (2 * dim bytes) is left out.
-    """
+
+def _masks(
+    t: Ops, batch: int, length: int, dtype: DType, windows: dict[str, int | None], row: Row
+) -> dict[str, Tensor | None]:
+    """For each kind of mask, the mask; older releases make one, needed or not, where layers cut windows out."""
+    if row.sandwich and t.behaviour.float_masks and t.attention != "flash":
+        return dict.fromkeys(windows, attention_mask(t, batch, length, dtype, always=True))
+    return {kind: attention_mask(t, batch, length, dtype, w) for kind, w in windows.items()}
+
+
+def _rotary(c: Config, row: Row, dim: int, kinds: list[str]) -> RotaryEmbedding:
+    """Rotary frequencies: of a part of each head, or by kind of layer."""
     if row.tables_by_kind:
-        return KindsRotaryEmbedding(dim, sorted(set(kinds)))
+        return KindsRotaryEmbedding(dim, sorted(set(kinds)) if c.behaviour.tables_by_need else (FULL, SLIDING))
     if row.fused:
         dim = rotary_width(c, dim, "partial_rotary_factor", 1.0)
-    return RotaryEmbedding(dim)
+    return RotaryEmbedding(dim, has_two_sets(c))
 
 
 def _runs(row: Row, s: Shape, kinds: list[str]) -> list[BlockRun]:
@@ -190,12 +212,11 @@ def _runs(row: Row, s: Shape, kinds: list[str]) -> list[BlockRun]:
     return runs
 
 
-def _capped_logits(spec: ModelSpec, t: Ops, x: Tensor) -> Tensor:
-    logits = t.call(spec.head_path, spec.head, x)
-    logits = t.mul_scalar(logits, "div")
-    logits = t.tanh(logits)
-    return t.mul_scalar(logits)  # type: ignore[no-any-return]
+def _capped_logits(t: Ops, logits: list[Tensor]) -> Tensor:
+    capped = t.mul_scalar(logits.pop(), "div")
+    capped = t.tanh(capped)
+    return t.mul_scalar(capped)  # type: ignore[no-any-return]
 
 
-def _scaled_logits(spec: ModelSpec, t: Ops, x: Tensor) -> Tensor:
-    return t.mul_scalar(t.call(spec.head_path, spec.head, x), "div")  # type: ignore[no-any-return]
+def _scaled_logits(t: Ops, logits: list[Tensor]) -> Tensor:
+    return t.mul_scalar(logits.pop(), "div")  # type: ignore[no-any-return]

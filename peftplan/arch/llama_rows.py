@@ -20,6 +20,7 @@ class Row:
     mlp_bias: bool = False  # whether config key mlp_bias counts
     head_norms: str = ""
     gemma: bool = False  # norms around 1 in fp32, scaled embeddings
+    scaled_embedding: bool = False  # older releases scale embeddings in the model, by a number of each pass
     sandwich: bool = False  # four norms a block
     fused: bool = False  # one matrix for q, k, v and one for both branches of the MLP
     activation_key: str = "hidden_act"
@@ -68,6 +69,7 @@ ROWS = {
     "gemma": Row(
         _sizes(256000, 3072, 24576, 28, 16, 8192, num_key_value_heads=16, hidden_act=GELU, **_GEMMA),
         gemma=True,
+        scaled_embedding=True,
     ),
     "gemma2": Row(
         _sizes(
@@ -85,6 +87,7 @@ ROWS = {
             **_GEMMA,
         ),
         gemma=True,
+        scaled_embedding=True,
         sandwich=True,
         activation_key="hidden_activation",
         windows=2,

@@ -9,6 +9,7 @@ from functools import partial
 
 from peftplan.arch.config import Config, activation, alias, head_dim
 from peftplan.arch.llama_like import DecoderStem
+from peftplan.arch.looped_experts import MIXTRAL_NAMES, Expert, LoopedMLP
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.moe import MIXTRAL_LINEARS, Experts, Router, inactive_weights, router_notes, top_k_of
 from peftplan.arch.sparse_decoder import Block, MaskedAttention, decoder
@@ -48,22 +49,27 @@ def build(c: Config) -> ModelSpec:
     num_experts = c.count(alias(c, "num_local_experts", "num_experts"), 8)
     top_k = top_k_of(c, "num_experts_per_tok", num_experts, 2)
     inner, act = c.size("intermediate_size", 14336), activation(c, "hidden_act", "silu")
-    experts = Experts(num_experts, hidden, inner, act)
+    does = c.behaviour
     attention = MaskedAttention(
         hidden, heads, kv_heads, dim, c.probability("attention_dropout"), qkv_bias=False, out_bias=False
     )
-    gate = Router(hidden, num_experts, top_k, normalise=True, narrow=False)
+    experts = Experts(num_experts, hidden, inner, act)
+    mlp: Module = SparseMLP(Router(hidden, num_experts, top_k, normalise=True, narrow=False), experts)
+    name = "mlp"
+    if does.experts == "linears":
+        each = [Expert(hidden, inner, act, MIXTRAL_NAMES) for _ in range(num_experts)]
+        mlp, name = LoopedMLP(hidden, each, top_k, normalise=True), "block_sparse_moe"
     num_layers = c.count("num_hidden_layers", 32)
     window = c.size("sliding_window") if c.get("sliding_window") is not None else None
     spec = decoder(
         c,
-        [Block(attention, SparseMLP(gate, experts), partial(RMSNorm, hidden))] * num_layers,
+        [Block(attention, mlp, partial(RMSNorm, hidden), mlp_name=name)] * num_layers,
         partial(single_mask, window),
         model=DecoderStem(c.size("vocab_size", 32000), hidden, dim),
         default_length=131072,
         mlp_targets=("w1", "w2", "w3"),
         inactive_params=num_layers * inactive_weights(experts, top_k),
-        former_linears=MIXTRAL_LINEARS,
+        former_linears=MIXTRAL_LINEARS if does.experts == "fused" else None,
     )
     spec.notes += router_notes(c)
     return spec

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from peftplan.arch.config import Config, activation
 from peftplan.arch.masks import attention_mask
+from peftplan.arch.rotary import cache_positions
 from peftplan.specs.formats import INT64
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
@@ -17,8 +18,8 @@ from peftplan.specs.tensors import Tensor
 POSITION_OFFSET = 2  # rows of the position table that no position uses
 
 
-# mask, positions of the tokens
-Given = tuple[Tensor | None, Tensor]
+# mask, positions of the tokens, positions in the sequence
+Given = tuple[Tensor | None, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,10 @@ class Attention(Module):
     def forward(self, t: Ops, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         batch, length, width = x.shape
         heads = (batch, self.heads, length, width // self.heads)
-        q = t.view(t.mul_scalar(t.call("q_proj", self.q_proj, x)), heads)
+        q = t.call("q_proj", self.q_proj, x)
+        if t.attention == "eager" or t.behaviour.scales_queries:
+            q = t.mul_scalar(q)
+        q = t.view(q, heads)
         k = t.view(t.call("k_proj", self.k_proj, x), heads)
         v = t.view(t.call("v_proj", self.v_proj, x), heads)
         out = t.view(t.attend(q, k, v, mask, self.dropout), x.shape)
@@ -85,6 +89,8 @@ class Block(Module):
         x = t.add(residual, x)
         if not s.norm_before:
             x = t.call("self_attn_layer_norm", self.self_attn_layer_norm, x)
+        shape = x.shape
+        x = t.view(x, (x.numel // shape[-1], shape[-1]))
         residual = x
         if s.norm_before:
             x = t.call("final_layer_norm", self.final_layer_norm, x)
@@ -92,7 +98,7 @@ class Block(Module):
         x = t.activation(x, s.activation)
         x = t.call("fc2", self.fc2, x)
         x = t.dropout(x, s.dropout)
-        x = t.add(residual, x)
+        x = t.view(t.add(residual, x), shape)
         if not s.norm_before:
             x = t.call("final_layer_norm", self.final_layer_norm, x)
         return x
@@ -155,6 +161,7 @@ def build(c: Config) -> ModelSpec:
 
     def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
         words = t.call("model.decoder.embed_tokens", decoder.embed_tokens, ids)
+        steps = cache_positions(t, ids.shape[1])
         at = positions_of_mask(t, ids)
         mask = attention_mask(t, ids.shape[0], ids.shape[1], words.dtype)
         moved = t.new(at.shape, at.numel, INT64, "add")
@@ -163,7 +170,7 @@ def build(c: Config) -> ModelSpec:
         if decoder.narrow:
             words = t.call("model.decoder.project_in", decoder.project_in, words)
         t.keep(words, places)
-        return t.add(words, places), (mask, at)
+        return t.add(words, places), (mask, at, steps)
 
     def leave(t: Ops, x: Tensor) -> Tensor:
         if decoder.final_layer_norm is not None:

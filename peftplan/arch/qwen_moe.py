@@ -11,6 +11,7 @@ from functools import partial
 
 from peftplan.arch.config import Config, activation, alias, head_dim
 from peftplan.arch.llama_like import DecoderStem, GatedMLP
+from peftplan.arch.looped_experts import QWEN_NAMES, Expert, LoopedMLP
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.mixtral import SparseMLP, single_mask
 from peftplan.arch.moe import QWEN_LINEARS, Experts, Router, inactive_weights, router_notes, top_k_of
@@ -63,6 +64,12 @@ class SharedExpertMLP(Module):
         return t.view(out, shape)  # type: ignore[no-any-return]
 
 
+def looped(hidden: int, experts: Experts, router: Router, shared: Module | None = None) -> LoopedMLP:
+    """The same as linears of each expert."""
+    each = [Expert(hidden, experts.inner, experts.activation, QWEN_NAMES) for _ in range(experts.num_experts)]
+    return LoopedMLP(hidden, each, router.top_k, router.normalise, shared)
+
+
 def layer_kinds(c: Config) -> list[bool]:
     """For each layer whether it has experts, or an MLP: `decoder_sparse_step` and `mlp_only_layers`."""
     step, num_layers = c.count("decoder_sparse_step", 1), c.count("num_hidden_layers", DEFAULT_LAYERS)
@@ -104,6 +111,7 @@ def build(c: Config) -> ModelSpec:
     dense = GatedMLP(hidden, c.size("intermediate_size", d.intermediate), act, False)
     qkv_bias = c.flag("qkv_bias", True) if second else c.flag("attention_bias")
     out_bias = False if second else c.flag("attention_bias")
+    does = c.behaviour
     attention = MaskedAttention(hidden, heads, kv_heads, dim, dropout, qkv_bias=qkv_bias, out_bias=out_bias)
     sparse_layers = layer_kinds(c)
     window = c.size("sliding_window", 4096) if c.flag("use_sliding_window") else None
@@ -112,11 +120,18 @@ def build(c: Config) -> ModelSpec:
     if second:
         shared = GatedMLP(hidden, c.size("shared_expert_intermediate_size", 5632), act, False)
         sparse = SharedExpertMLP(router, experts, shared, hidden)
+        if does.experts == "linears":
+            sparse = looped(hidden, experts, router, shared)
         windowed = windowed_layers(c, len(sparse_layers))
         masks = partial(both_masks, window or 0)
+        if does.attention_inline:  # one mask for all layers
+            windowed = [False] * len(sparse_layers)
+            masks = partial(single_mask, window)
     else:
         attention.norm_heads()
         sparse = SparseMLP(router, experts)
+        if does.experts == "linears":
+            sparse = looped(hidden, experts, router)
         windowed = [False] * len(sparse_layers)
         masks = partial(single_mask, window)
     kinds: dict[tuple[bool, bool], Block] = {}
@@ -131,7 +146,7 @@ def build(c: Config) -> ModelSpec:
         model=DecoderStem(c.size("vocab_size", 151936), hidden, dim),
         default_length=32768,
         inactive_params=sum(sparse_layers) * inactive_weights(experts, top_k),
-        former_linears=None if second else QWEN_LINEARS,
+        former_linears=None if second or does.experts == "linears" else QWEN_LINEARS,
     )
     spec.notes += router_notes(c)
     return spec

@@ -14,11 +14,13 @@ Table = tuple[Tensor, ...]
 class RotaryEmbedding(Module):
     """Cosines and sines [batch or 1, length, dim] in the type of the hidden states (5.x keeps two buffers)."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, two_sets: bool = False) -> None:
         super().__init__()
         self.dim = dim
         self.inv_freq = Parameter((dim // 2,), FP32, role="buffer")
         self.original_inv_freq = Parameter((dim // 2,), FP32, role="buffer")
+        if two_sets:  # longrope makes those for long sequences in its first forward pass, and keeps them
+            self.long_inv_freq = Parameter((dim // 2,), FP32, role="buffer")
 
     def table(self, t: Ops, x: Tensor, position_ids: Tensor) -> Table:
         """Compute both tables without a graph, as transformers does."""
@@ -27,7 +29,8 @@ class RotaryEmbedding(Module):
         with t.no_grad():
             positions = t.new((1, length), length, FP32, "_to_copy")
             freqs = t.new(half, length * self.dim // 2, FP32, "mul")
-            del positions
+            if not t.behaviour.rotary_product:  # which names its factors
+                del positions
             emb = t.new(full, length * self.dim, FP32, "cat")
             cos = t.mul_scalar(t.new(full, length * self.dim, FP32, "cos"))
             sin = t.mul_scalar(t.new(full, length * self.dim, FP32, "sin"))
@@ -39,10 +42,15 @@ class RotaryEmbedding(Module):
 
 def position_ids(t: Ops, length: int) -> Tensor:
     """arange(length) plus the number of tokens seen before."""
-    steps = t.new((length,), length, INT64, "arange")
-    out: Tensor = t.new((length,), length, INT64, "add")
-    del steps
+    out: Tensor = t.new((length,), length, INT64, "arange")
+    if t.behaviour.positions_offset:
+        out = t.new((length,), length, INT64, "add")
     return t.view(out, (1, length))  # type: ignore[no-any-return]
+
+
+def cache_positions(t: Ops, length: int) -> Tensor | None:
+    """arange(length), which older releases hand to every block."""
+    return t.new((length,), length, INT64, "arange") if t.behaviour.cache_positions else None
 
 
 def rotate_half(t: Ops, x: Tensor) -> Tensor:
@@ -66,6 +74,13 @@ def split_head(t: Ops, x: Tensor, table: Table) -> tuple[Tensor, Tensor]:
     width, dim = x.shape[-1], table[0].shape[-1]
     front, rest = (*x.shape[:-1], dim), (*x.shape[:-1], width - dim)
     return (t.slice(x, front) if dim < width else x), t.slice(x, rest)
+
+
+def has_two_sets(c: Config) -> bool:
+    """Whether positions are scaled as longrope does: one set of frequencies for short sequences, one for long."""
+    scaling = c.section("rope_parameters") or c.section("rope_scaling")
+    kind = (scaling.get("rope_type") or scaling.get("type")) if scaling is not None else None
+    return kind in ("longrope", "su")
 
 
 def rotary_width(c: Config, head_dim: int, key: str, default: float) -> int:

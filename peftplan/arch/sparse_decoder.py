@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from peftplan.arch.config import Config
-from peftplan.arch.llama_like import DecoderStem, rotate_pair
+from peftplan.arch.decoder_parts import layer_table
+from peftplan.arch.llama_like import DecoderStem, model_tables, rotate_pair
 from peftplan.arch.rotary import Table, position_ids
 from peftplan.specs.formats import DType
 from peftplan.specs.model import BlockRun, ModelSpec
@@ -72,7 +73,9 @@ class MaskedAttention(Module):
         batch, length, _ = x.shape
         table, mask = given
         q, k, v = self.project(t, x)
+        table = layer_table(t, self, v, table)
         q, k = rotate_pair(t, q, k, table)
+        k, v = t.repeat_first(q, k, v)
         out = t.view(t.attend(q, k, v, mask, self.dropout), (batch, length, self.heads * self.dim))
         out = t.call("o_proj", self.o_proj, out)
         return out  # type: ignore[no-any-return]
@@ -81,11 +84,18 @@ class MaskedAttention(Module):
 class Block(Module):
     """Attention and MLP (dense or of experts), each behind a norm and beside a residual."""
 
-    def __init__(self, attention: Module, mlp: Module, norms: Callable[[], Module], windowed: bool = False) -> None:
+    def __init__(
+        self,
+        attention: Module,
+        mlp: Module,
+        norms: Callable[[], Module],
+        windowed: bool = False,
+        mlp_name: str = "mlp",
+    ) -> None:
         super().__init__()
-        self.windowed = windowed
+        self.windowed, self.mlp_name = windowed, mlp_name
         self.self_attn = attention
-        self.mlp = mlp
+        self.add(mlp_name, mlp)
         self.input_layernorm = norms()
         self.post_attention_layernorm = norms()
 
@@ -100,7 +110,7 @@ class Block(Module):
         x = t.add(residual, x)
         residual = x
         x = t.call("post_attention_layernorm", self.post_attention_layernorm, x)
-        x = t.call("mlp", self.mlp, x)
+        x = t.call(self.mlp_name, self.children[self.mlp_name], x)
         return t.add(residual, x)  # type: ignore[no-any-return]
 
 
@@ -139,7 +149,7 @@ def decoder(
         x = t.call("model.embed_tokens", model.embed_tokens, ids)
         positions = position_ids(t, ids.shape[1])
         full, sliding = masks(t, ids.shape[0], ids.shape[1], x.dtype)
-        return x, Given((*model.rotary_emb.table(t, x, positions), positions), full, sliding)
+        return x, Given((*model_tables(t, model.rotary_emb, x, positions), positions), full, sliding)
 
     def leave(t: Ops, x: Tensor) -> Tensor:
         return t.call("model.norm", model.norm, x)  # type: ignore[no-any-return]

@@ -5,9 +5,9 @@ Source: transformers 5.23 modeling_t5.py, configuration_t5.py.
 
 from __future__ import annotations
 
-from peftplan.arch.bert_like import check_padding
 from peftplan.arch.config import ACTIVATION_NAMES, Config, alias
-from peftplan.arch.masks import attention_mask
+from peftplan.arch.masks import both_ways_mask, unpadded_mask
+from peftplan.arch.rotary import cache_positions
 from peftplan.arch.t5_blocks import Block, Given, Norm, Shape
 from peftplan.specs.formats import BOOL, INT64
 from peftplan.specs.model import BlockRun, ModelSpec
@@ -59,7 +59,9 @@ def build(c: Config) -> ModelSpec:
     s = shape(c)
     vocab = c.size("vocab_size", 32128)
     stem, words, head = Module(), Embedding(vocab, s.hidden), Linear(s.hidden, vocab)
-    head.weight = words.weight
+    own_head = c.get("tie_word_embeddings") is False
+    if not own_head or c.behaviour.ties_t5_head:
+        head.weight = words.weight
     encoder, decoder = Stack(s, words), Stack(s, words)
     for name, module in (("shared", words), ("encoder", encoder), ("decoder", decoder), ("lm_head", head)):
         stem.add(name, module)
@@ -67,8 +69,8 @@ def build(c: Config) -> ModelSpec:
     def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
         embedded = t.call("encoder.embed_tokens", encoder.embed_tokens, ids)
         t.keep(embedded)
-        check_padding(t, ids)
-        return t.dropout(embedded, s.dropout), Given()
+        mask = both_ways_mask(t, ids, embedded.dtype)
+        return t.dropout(embedded, s.dropout), Given(mask=mask, steps=cache_positions(t, ids.shape[1]))
 
     def leave(t: Ops, x: Tensor, name: str = "decoder", stack: Stack = decoder) -> Tensor:
         x = t.call(f"{name}.final_layer_norm", stack.final_layer_norm, x)
@@ -87,10 +89,10 @@ def build(c: Config) -> ModelSpec:
         embedded = t.call("decoder.embed_tokens", decoder.embed_tokens, ids)
         t.follow_ids(None)
         t.keep(embedded)
-        batch, length = ids.shape
-        mask = attention_mask(t, batch, length, embedded.dtype)
-        check_padding(t, ids)
-        return t.dropout(embedded, s.dropout), Given(encoded=encoded, mask=mask)
+        mask = unpadded_mask(t, ids, embedded.dtype)
+        beside = both_ways_mask(t, ids, embedded.dtype)
+        steps = cache_positions(t, ids.shape[1])
+        return t.dropout(embedded, s.dropout), Given(encoded=encoded, mask=mask, cross_mask=beside, steps=steps)
 
     def scaled(t: Ops, x: Tensor) -> Tensor:
         x = t.mul_scalar(x)
@@ -102,9 +104,8 @@ def build(c: Config) -> ModelSpec:
     runs = runs_of(s, "encoder.block", num_layers, decoder=False)
     decoder_runs = runs_of(s, "decoder.block", num_decoder_layers, decoder=True)
     decoder_runs[0].before = turn
-    own_head = c.get("tie_word_embeddings") is False
     notes = []
-    if own_head:
+    if own_head and c.behaviour.ties_t5_head:
         notes.append(
             "transformers 5 builds T5's output head tied to the embedding; a checkpoint that holds a head of "
             f"its own keeps it when loaded: {head.weight.numel:,} more parameters than are counted here"
@@ -122,7 +123,7 @@ def build(c: Config) -> ModelSpec:
         attention_targets=("q", "k", "v", "o"),
         mlp_targets=("wi_0", "wi_1", "wo") if s.gated else ("wi", "wo"),
         transform=None if own_head else scaled,
-        attention_kinds=("sdpa", "eager"),
+        attention_kinds=("sdpa", "eager") if c.behaviour.bias_apart else ("eager",),
         encoder=True,
         keeps_first_input=False,
         notes=notes,

@@ -34,12 +34,14 @@ class Shape:
 
 
 class Given(NamedTuple):
-    """What a stack's blocks share: biases, the encoder's output, the mask written out."""
+    """What a stack's blocks share: biases, the encoder's output, masks of their own side and of the encoder's."""
 
     bias: Tensor | None = None
     cross_bias: Tensor | None = None
     encoded: Tensor | None = None
     mask: Tensor | None = None
+    cross_mask: Tensor | None = None
+    steps: Tensor | None = None  # positions in the sequence
 
 
 class Norm(Module):
@@ -136,34 +138,54 @@ class Attention(Module):
         q = t.view(t.call("q", self.q, x), heads)
         k = t.view(t.call("k", self.k, source), heads)
         v = t.view(t.call("v", self.v, source), heads)
+        if not t.behaviour.bias_apart:
+            return self.masked_once(t, x, (q, k, v), bias, mask)
         if bias is None:
             bias = self.new_bias(t, q)
         if t.attention == "eager":
             biases = (bias,) if mask is None else (bias, mask)
             out = plain_attention(t, q, k, v, biases, s.dropout)
         else:
-            whole = self.as_mask(t, bias)
-            out = t.attend(q, k, v, whole, s.dropout, causal=False)
+            out = t.attend(q, k, v, self.as_mask(t, bias, mask), s.dropout, causal=False)
         out = t.view(out, (batch, length, s.heads * s.dim))
         out = t.call("o", self.o, out)
         return out, bias
 
-    def new_bias(self, t: Ops, q: Tensor) -> Tensor:
+    def masked_once(
+        self, t: Ops, x: Tensor, parts: tuple[Tensor, Tensor, Tensor], bias: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As older releases write it: the first block's bias takes the mask up, scores take the bias in place."""
+        q, k, v = parts
+        batch, heads, length, dim = q.shape
+        scores = t.matmul(q, k, (batch, heads, length, k.shape[2]), copied=(True, True))
+        if bias is None:
+            bias = self.new_bias(t, scores)
+            if mask is not None:
+                bias = t.add(bias, mask)
+        scores = t.add_in_place(scores, bias)
+        weights = t.to(t.softmax(t.to(scores, FP32)), scores.dtype)
+        weights = t.dropout(weights, self.s.dropout)
+        out = t.contiguous(t.matmul(weights, v, q.shape, copied=(False, True)))
+        return t.call("o", self.o, t.view(out, (batch, length, heads * dim))), bias
+
+    def new_bias(self, t: Ops, like: Tensor) -> Tensor:
         """[1, heads, length, length]: looked up by bucket, or zeros, which ask for a gradient if checkpointed."""
-        heads, length = q.shape[1], q.shape[2]
+        heads, length = like.shape[1], like.shape[2]
         shape = (1, heads, length, length)
         table = self.children.get("relative_attention_bias")
         if table is not None:
             buckets = position_buckets(t, length, self.causal is True)
             return t.view(t.call("relative_attention_bias", table, buckets), shape)  # type: ignore[no-any-return]
-        zeros: Tensor = t.new(shape, heads * length * length, q.dtype, "zeros")
+        zeros: Tensor = t.new(shape, heads * length * length, like.dtype, "zeros")
         if t.checkpointing:
             t.ask_gradient(zeros)
         return zeros
 
-    def as_mask(self, t: Ops, bias: Tensor) -> Tensor:
-        """The bias as the kernel takes it: causal where the stack is, and contiguous."""
+    def as_mask(self, t: Ops, bias: Tensor, mask: Tensor | None) -> Tensor:
+        """The bias as the kernel takes it: without what is padded, causal where the stack is, and contiguous."""
         _, heads, length, _ = bias.shape
+        if mask is not None:
+            bias = t.where(mask, bias)
         if self.causal is None:
             return bias
         if self.causal:
@@ -198,6 +220,9 @@ class LayerAttention(Module):
 class Block(Module):
     """Self-attention, in a decoder attention to the encoder's output, feed-forward."""
 
+    positional = (0, 1, 2, 3, 4)
+    hands_on = (0, 1)
+
     def __init__(self, s: Shape, first: bool, decoder: bool) -> None:
         super().__init__()
         self.first = first
@@ -215,7 +240,7 @@ class Block(Module):
         x = held_finite(t, x)
         cross_bias = None
         if given.encoded is not None:
-            x, cross_bias = t.call("layer.1", layers[1], x, given.encoded, given.cross_bias, None)
+            x, cross_bias = t.call("layer.1", layers[1], x, given.encoded, given.cross_bias, given.cross_mask)
             del t.block_weights[:-1]  # the name that held them now holds this attention's
             x = held_finite(t, x)
         x = t.call(f"layer.{len(layers) - 1}", layers[-1], x)

@@ -155,20 +155,26 @@ def _hub_answers() -> bool:
     return True
 
 
-def _cached(name: str) -> Path | None:
-    """config.json of the newest cached snapshot, by the Hub cache's documented layout."""
+def cached_snapshot(name: str) -> Path | None:
+    """The folder of the newest cached snapshot that has a config.json, by the Hub cache's documented layout."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
     repository = cache / f"models--{name.replace('/', '--')}"
     try:
         reference = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
-        config = repository / "snapshots" / reference / "config.json"
-        if config.is_file():
-            return config
+        snapshot = repository / "snapshots" / reference
+        if (snapshot / "config.json").is_file():
+            return snapshot
         found = [p for p in repository.glob("snapshots/*/config.json") if p.is_file()]
     except (OSError, ValueError):
         return None
-    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+    newest = max(found, key=lambda p: p.stat().st_mtime, default=None)
+    return None if newest is None else newest.parent
+
+
+def _cached(name: str) -> Path | None:
+    snapshot = cached_snapshot(name)
+    return None if snapshot is None else snapshot / "config.json"
 
 
 def _suggest(name: str) -> str:

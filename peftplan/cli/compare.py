@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from peftplan.cli.options import (
     given_fields,
@@ -14,9 +14,10 @@ from peftplan.cli.options import (
     validated,
 )
 from peftplan.cli.output import chosen_form, emit, output_options, write_schema
+from peftplan.cli.progress import progress_bar
 from peftplan.cli.spec import Argument, Command, Option
 from peftplan.errors import BadInput, NotFound
-from peftplan.request import Request
+from peftplan.request import EngineName, Request
 
 DEFAULT_METHODS = "full,lora,qlora"
 
@@ -29,11 +30,12 @@ def run(given: dict[str, Any]) -> int:
         return write_schema(Comparison.model_json_schema(mode="serialization"))
     form = chosen_form(given)
     requests = _requests(given)
-    from peftplan.planner import compare
+    from peftplan.engines import compare
     from peftplan.render.compare import column_names, compare_blocks
     from peftplan.render.table_csv import comparison_csv
 
-    comparison = compare(requests)
+    with progress_bar("tracing", any(request.engine == "trace" for request in requests)) as progress:
+        comparison = compare(requests, progress)
     emit(
         form,
         comparison.model_dump_json,
@@ -46,14 +48,40 @@ def run(given: dict[str, Any]) -> int:
 def _requests(given: dict[str, Any]) -> list[Request]:
     names = given["model"]
     if len(names) > 1:
+        if "engines" in given:
+            raise BadInput("--engines sets the columns of one MODEL; --engine answers saved requests by one engine")
         if "methods" in given:
             raise BadInput("--methods sets the columns of one MODEL; a saved request has its own method")
         return [_saved(name, given_fields({**given, "model": None})) for name in names]
-    methods = [m.strip() for m in given.get("methods", DEFAULT_METHODS).split(",") if m.strip()]
+    request = request_from({**given, "model": names[0]})
+    methods = _listed(given.get("methods", DEFAULT_METHODS if "engines" not in given else request.method))
     if not methods:
         raise BadInput(f"--methods names none; give some of {', '.join(method_names())}")
-    request = request_from({**given, "model": names[0]})
-    return [request.model_copy(update={"method": method}) for method in dict.fromkeys(methods)]
+    return [
+        request.model_copy(update={"method": method, "engine": engine})
+        for method in methods
+        for engine in _engines(given, request)
+    ]
+
+
+def _listed(text: str) -> list[str]:
+    """Words between commas, each once."""
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _engines(given: dict[str, Any], request: Request) -> list[str]:
+    if "engines" not in given:
+        return [request.engine]
+    if "engine" in given:
+        raise BadInput("--engine and --engines exclude each other; leave one out")
+    engines = [word.lower() for word in _listed(given["engines"])]
+    known = get_args(EngineName)
+    unknown = [word for word in engines if word not in known]
+    if unknown or not engines:
+        raise BadInput(
+            f"--engines {given['engines']!r} is not allowed; give some of {', '.join(known)}, with commas"
+        )
+    return engines
 
 
 def _saved(name: str, changed: dict[str, Any]) -> Request:
@@ -99,8 +127,16 @@ COMMAND = Command(
             metavar="NAMES",
             complete=method_names,
         ),
+        Option(
+            "engines",
+            ("--engines",),
+            lambda: "the same run by several engines, with commas: closed,trace",
+            metavar="NAMES",
+            complete=lambda: get_args(EngineName),
+        ),
         *request_options(without=("method",)),
         *output_options(),
     ),
-    "The JSON holds columns (one report each) and terms (name, and bytes by column: they sum to each peak).",
+    "The JSON holds columns (one report each), terms (name, and bytes by column: they sum to each peak) and, of "
+    "one run by two engines, differences (tensors that only one of them has).",
 )

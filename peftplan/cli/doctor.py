@@ -30,7 +30,13 @@ REQUIRED = {
 }
 HUB = {"huggingface_hub": ("huggingface_hub", "a MODEL that is a Hub id and not in the local cache")}
 # Estimates need none of these: what they would do is worked out from the versions named in every answer.
-MIRRORED = ("torch", "transformers", "peft", "bitsandbytes")
+MIRRORED = {
+    "torch": "trace, profile",
+    "transformers": "trace, profile",
+    "peft": "trace and profile, of adapters",
+    "bitsandbytes": "trace and profile, of packed weights and 8-bit optimizers",
+}
+_OF_NVML = "profile: memory of the process, load, power, energy"
 _PATIENCE_S = 10.0
 
 
@@ -56,12 +62,12 @@ def look() -> list[Row]:
     ]
     rows += [_module(name, *about) for name, about in {**REQUIRED, **HUB}.items()]
     rows.append(_hub_cache())
-    from peftplan.planner import REFERENCE_VERSIONS
+    from peftplan.versions import REFERENCE
 
-    for name in MIRRORED:
-        mirrored = REFERENCE_VERSIONS[name]
-        rows.append(_module(name, name, f"no command; estimates mirror version {mirrored}"))
-    rows += [_nvml(), *_gpus()]
+    for name, needed_by in MIRRORED.items():
+        mirrored = getattr(REFERENCE, name)
+        rows.append(_module(name, name, f"{needed_by}; estimates mirror version {mirrored}"))
+    rows += [_nvml(), _module("pynvml", "nvidia-ml-py", _OF_NVML), *_gpus()]
     return rows
 
 
@@ -102,14 +108,14 @@ def _nvml() -> Row:
     from ctypes.util import find_library
 
     library = find_library("nvidia-ml")
-    return _row("NVML", library is not None, library or "no NVIDIA driver library", "no command")
+    return _row("NVML", library is not None, library or "no NVIDIA driver library", _OF_NVML)
 
 
 def _gpus() -> list[Row]:
     """The GPUs that nvidia-smi lists, under the names that --gpu takes."""
     import subprocess
 
-    needed_by = "no command; its name is what --gpu takes"
+    needed_by = "profile; its name is what --gpu takes"
     path = shutil.which("nvidia-smi")
     if path is None:
         return [_row("nvidia-smi", False, "not on PATH", needed_by)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftplan.cli.options import model_argument, request_from, request_options
 from peftplan.cli.output import chosen_form, emit, output_options, write_schema
+from peftplan.cli.progress import progress_bar
 from peftplan.cli.spec import Command, switch
 from peftplan.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_UNCERTAIN, BadInput
 
@@ -24,9 +25,10 @@ def run(given: dict[str, Any]) -> int:
     request = request_from(given)
     if given.get("check") and request.gpu is None:
         raise BadInput("--check asks whether the run fits a GPU; name one with --gpu (see `peftplan gpus`)")
-    from peftplan.planner import estimate
+    from peftplan.engines import estimate
 
-    report = estimate(request)
+    with progress_bar("tracing", request.engine == "trace") as progress:
+        report = estimate(request, progress)
     explained = bool(given.get("explain"))
     emit(
         form,
@@ -47,11 +49,16 @@ def fit_status(report: Report) -> int:
 
 
 def report_schema() -> dict[str, Any]:
-    """The schema of an answer, its request described field by field."""
+    """The schema of an answer."""
     from peftplan.report import Report
+
+    return with_request_schema(Report.model_json_schema(mode="serialization"))
+
+
+def with_request_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an answer with its request described field by field."""
     from peftplan.request import Request
 
-    schema = Report.model_json_schema(mode="serialization")
     request = Request.model_json_schema(mode="serialization")
     schema["$defs"].update(request.pop("$defs", {}))
     schema["$defs"]["Request"] = request

@@ -6,6 +6,7 @@ from typing import Any
 
 from peftplan.cli.options import model_argument, request_from, request_options
 from peftplan.cli.output import chosen_form, emit, output_options, write_schema
+from peftplan.cli.progress import progress_bar
 from peftplan.cli.spec import Command
 
 
@@ -17,10 +18,11 @@ def run(given: dict[str, Any]) -> int:
         return write_schema(Explanation.model_json_schema(mode="serialization"))
     form = chosen_form(given)
     request = request_from(given)
-    from peftplan.planner import estimate
+    from peftplan.engines import estimate
     from peftplan.render.table_csv import rows_csv
 
-    report = estimate(request)
+    with progress_bar("tracing", request.engine == "trace") as progress:
+        report = estimate(request, progress)
     header = list(Figure.model_fields)
     emit(
         form,

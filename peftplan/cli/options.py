@@ -168,6 +168,21 @@ def _value(name: str, text: Any) -> Any:
     return text
 
 
+def counted(flag: str, text: str | None, most: int) -> int | None:
+    """The number that an option of a command's own was given; None where it was not given."""
+    if text is None:
+        return None
+    word = text.strip()
+    if (
+        not re.fullmatch(r"[+-]?[0-9]+", word, re.ASCII)
+        or len(word) > _LONGEST_NUMBER
+        or not 1 <= int(word) <= most
+    ):
+        shown = text if len(text) <= _LONGEST_NUMBER else text[:_LONGEST_NUMBER] + "..."
+        raise BadInput(f"{flag} {shown or repr('')} is not allowed; give a whole number from 1 to {most:,}")
+    return int(word)
+
+
 def _same(word: str) -> str:
     return word.lower().replace("_", "-")
 

@@ -10,10 +10,14 @@ from typing import Any, NamedTuple
 COMMANDS = {
     "estimate": "Memory of one run.",
     "compare": "Methods side by side, term by term; or two saved requests.",
+    "trace": "Memory of one run, from the real libraries on fake tensors.",
+    "profile": "Real training steps on the local GPU, held against their prediction.",
     "explain": "Every figure with its formula, its numbers put in, and its source.",
     "models": "The models known by name.",
     "gpus": "The GPUs known by name.",
     "methods": "The fine-tuning methods.",
+    "validate": "Predictions against recorded runs and published measurements.",
+    "calibrate": "A user's own records refine estimates on their machine.",
     "doctor": "What this machine has, and what each command needs.",
 }
 

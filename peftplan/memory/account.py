@@ -22,7 +22,13 @@ _KINDS = {
     "activation": "activations",
     "recomputed activation": "recomputed activations",
     "temporary": "temporaries",
+    "kernel workspace": "kernel workspaces",
 }
+_OF_A_KERNEL = " workspace"  # how the operations of buffers end that a kernel takes and gives back
+
+
+Kind = tuple[str, str, str, tuple[int, ...]]  # module's place, operation, type, shape
+AliveKinds = dict[str, dict[Kind, list[int]]]  # by part of the breakdown: how many, and their bytes together
 
 
 @dataclass(slots=True)
@@ -44,16 +50,15 @@ class Account:
 
 def account(model: ModelSpec, step: StepSpec) -> Account:
     """Play the step and settle its bytes."""
-    resident = tally_resident(model, OPTIMIZERS[step.optimizer], step.master_weights)
-    timeline = play_step(model, step)
+    timeline = play_step(model, step)  # first, since a forward pass may cast biases in place
+    resident = tally_resident(model, OPTIMIZERS[step.optimizer], step.master_weights, step.trainer)
     workspaces = all_workspaces_bytes(step.compute_capability)
     base = resident.allocated + workspaces
     if step.accumulating:
         base += resident.gradients.allocated
-    loaded = resident.weights.allocated + resident.adapters.allocated
     phases = timeline.phases
     moments = {
-        "loaded": loaded,
+        "loaded": resident.loaded_allocated,
         "forward": base + phases["forward"].bytes,
         "forward_end": base + timeline.forward_end_bytes,
         "loss": base + phases["loss"].bytes,
@@ -66,39 +71,50 @@ def account(model: ModelSpec, step: StepSpec) -> Account:
     return Account(resident, timeline, moments, peak, timeline.forward_end_requested - inputs, breakdown)
 
 
-def _step_bytes(resident: Resident, step: StepSpec) -> int:
-    """What the optimizer step adds to the level it finds."""
+def _update_bytes(resident: Resident, step: StepSpec) -> int:
+    """What the optimizer's update adds to the level it finds."""
     added = resident.step_temporary.allocated
     if step.master_weights:
         added -= resident.gradients.allocated  # freed as they are cast
-    norms = resident.num_trained_tensors * BLOCK_BYTES if step.trainer else 0
-    return max(added, norms)
+    return added
+
+
+def _clips(resident: Resident, step: StepSpec) -> bool:
+    """Whether clipping the gradients, before the update, holds more than the update does."""
+    return step.trainer and resident.clip_bytes > _update_bytes(resident, step)
+
+
+def _step_bytes(resident: Resident, step: StepSpec) -> int:
+    """What the optimizer step adds to the level it finds."""
+    return resident.clip_bytes if _clips(resident, step) else _update_bytes(resident, step)
 
 
 def _breakdown(
     resident: Resident, timeline: Timeline, step: StepSpec, peak: str, workspaces: int, total: int
 ) -> Node:
     optimizing = peak == "optimizer_step"
-    if optimizing:
-        moment = Moment(0, timeline.player.clock, timeline.end_copies)
-    else:
-        moment = timeline.phases[peak]
-    groups = _alive(timeline, moment)
+    clipping = optimizing and _clips(resident, step)
+    replaced = optimizing and step.master_weights and not clipping  # gradients, by fp32 copies
+    groups = _alive(timeline, _peak_of(timeline, peak))
     nodes = [
         _state("weights", resident.weights),
         _state("adapters", resident.adapters),
         _state("master weights", resident.master_weights),
         _state("optimizer states", resident.optimizer_states),
     ]
-    if step.accumulating and not (optimizing and step.master_weights):
+    if step.accumulating and not replaced:
         nodes.append(_state("gradients", resident.gradients))
-    elif not (optimizing and step.master_weights):
+    elif not replaced:
         nodes.append(leaf("gradients", groups.pop("gradient", _Group()).requested, "alive at the peak"))
     groups.pop("gradient", None)
     for kind, name in _KINDS.items():
         if kind in groups:
             nodes.append(groups[kind].node(name))
-    if optimizing:
+    if clipping:
+        nodes.append(
+            leaf("gradient clipping", resident.clip_bytes, "norms and their partial sums", "torch-foreach")
+        )
+    elif optimizing:
         nodes.append(_state("optimizer step temporaries", resident.step_temporary))
     nodes.append(leaf("cuBLAS workspaces", workspaces, f"{NUM_WORKSPACES} handles", "cublas-workspace"))
     known = sum(node.bytes for node in nodes)
@@ -113,6 +129,20 @@ def _breakdown(
     return branch("peak allocated", nodes)
 
 
+def peak_tensors(account: Account) -> AliveKinds:
+    """What is alive at the peak beside the standing state, by part of the breakdown."""
+    groups = _alive(account.timeline, _peak_of(account.timeline, account.peak_moment))
+    names = {**_KINDS, "gradient": "gradients"}
+    return {names.get(kind, kind): group.items for kind, group in groups.items()}
+
+
+def _peak_of(timeline: Timeline, phase: str) -> Moment:
+    """Where a phase is at its highest; the optimizer step begins where the tape ends."""
+    if phase == "optimizer_step":
+        return Moment(0, timeline.end_clock, timeline.end_copies)
+    return timeline.phases[phase]
+
+
 def _state(name: str, tally: Tally) -> Node:
     return branch(name, [leaf(kind, size) for kind, size in tally.parts.items()])
 
@@ -122,7 +152,7 @@ class _Group:
 
     def __init__(self) -> None:
         self.requested = 0
-        self.items: dict[tuple[str, str, str, tuple[int, ...]], list[int]] = {}
+        self.items: dict[Kind, list[int]] = {}
 
     def add(self, record: Record, copies: int) -> None:
         self.requested += record.nbytes * copies
@@ -157,7 +187,8 @@ def _alive(timeline: Timeline, moment: Moment) -> dict[str, _Group]:
     clock = moment.clock
     for record in timeline.records:
         if record.born <= clock and (not record.died or record.died > clock):
-            groups.setdefault(record.kind, _Group()).add(record, 1)
+            kind = "kernel workspace" if record.op.endswith(_OF_A_KERNEL) else record.kind
+            groups.setdefault(kind, _Group()).add(record, 1)
     for play, (saved, done) in zip(timeline.plays, moment.copies):
         if saved:
             group = groups.setdefault("activation", _Group())

@@ -1,8 +1,7 @@
 """Attention kernels: which one scaled_dot_product_attention takes on CUDA, what it saves, its workspaces.
 
 Sources: torch 2.13 aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (choice of kernel),
-attention.cpp (masks, padding, the plain form), flash_attn/flash_api.cpp (softmax_d, dq_accum, expanded
-dk and dv of grouped queries).
+attention.cpp (masks, padding, the plain form), flash_attn/flash_api.cpp.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftplan.memory.efficient import EfficientOps
+from peftplan.memory.workspaces.attention import flash_backward_sizes, flash_forward_sizes
 from peftplan.specs.formats import BF16, BOOL, FP16, FP32, INT64
 from peftplan.specs.tensors import Tensor
-from peftplan.units import round_up
 
 Grads = Sequence[Tensor | None]
 
@@ -26,13 +25,22 @@ def _flash_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
 
 
 def chosen_kernel(
-    half: bool, dims: tuple[int, int, int], masked: bool, grouped: bool, trained: bool, capability: tuple[int, int]
+    half: bool,
+    dims: tuple[int, int, int],
+    masked: bool,
+    grouped: bool,
+    trained: bool,
+    capability: tuple[int, int],
+    repeats: bool = True,
 ) -> str:
     """flash, efficient or math: torch's order of preference and each kernel's conditions.
 
     `half`: 16-bit inputs; `dims`: head widths of queries, keys and values; `grouped`: fewer heads of keys
-    than of queries. Source: torch-sdpa (sdp_utils.cpp).
+    than of queries, which flash takes where it is told to repeat them (enable_gqa).
+    Source: torch-sdpa (sdp_utils.cpp, sdp_utils_cpp.h).
     """
+    if grouped and not repeats:
+        return "math"
     dim, width = dims[0], dims[2]
     untrained = 192 < dim <= 224 and trained and capability in _NO_FLASH_ABOVE_192
     if not masked and half and dim == dims[1] == width <= 256 and capability >= (8, 0) and not untrained:
@@ -46,10 +54,9 @@ def chosen_kernel(
 class AttentionOps(EfficientOps):
     """scaled_dot_product_attention on CUDA."""
 
-    compute_capability: tuple[int, int] = (8, 0)
     attention_kernels: set[str]  # those that were taken
 
-    def attention_kernel(self, q: Tensor, k: Tensor, v: Tensor, masked: bool) -> str:
+    def attention_kernel(self, q: Tensor, k: Tensor, v: Tensor, masked: bool, repeats: bool = True) -> str:
         """flash, efficient or math, for these tensors."""
         return chosen_kernel(
             half=q.dtype is BF16 or q.dtype is FP16,
@@ -58,6 +65,7 @@ class AttentionOps(EfficientOps):
             grouped=q.shape[1] != k.shape[1],
             trained=q.edge is not None,
             capability=self.compute_capability,
+            repeats=repeats,
         )
 
     def sdpa(
@@ -82,12 +90,12 @@ class AttentionOps(EfficientOps):
             if mask is not None and mask.dtype.is_float:
                 mask = self.autocast_to(mask, outer)
             v, k, q = self.autocast_to(v, outer), self.autocast_to(k, outer), self.autocast_to(q, outer)
-        kernel = self.attention_kernel(q, k, v, mask is not None)
+        kernel = self.attention_kernel(q, k, v, mask is not None, repeats)
         self.attention_kernels.add(kernel)
         if mask is not None and mask.dtype is BOOL:
             mask = self.additive_mask(mask, q)
         if kernel == "flash":
-            return self._flash(q, k, v, by_heads)
+            return self._flash(q, k, v, by_heads, dropout)
         if kernel == "efficient":
             return self.efficient_attention(q, k, v, mask)
         self.autocast = None
@@ -99,32 +107,38 @@ class AttentionOps(EfficientOps):
         """A boolean mask turned into zeros and minus infinities in the type of `like`."""
         return self.new(mask.shape, mask.numel, like.dtype, "where")
 
-    def _flash(self, q: Tensor, k: Tensor, v: Tensor, by_heads: bool) -> Tensor:
+    def _flash(self, q: Tensor, k: Tensor, v: Tensor, by_heads: bool, dropout: float) -> Tensor:
         dim = q.shape[-1]
         pad = -dim % 8
         if pad:  # the kernel wants a multiple of eight: inputs are padded and the output is sliced
             q, k, v = (self.pad_last(x, dim + pad) for x in (q, k, v))
-        out = self.flash_kernel(q, k, v)
+        out = self.flash_kernel(q, k, v, dropout)
         if pad:
             out = self.slice(out, (*q.shape[:3], dim))
         return self.contiguous(out) if pad or by_heads else out
 
-    def flash_kernel(self, q: Tensor, k: Tensor, v: Tensor, package: bool = False) -> Tensor:
+    def flash_kernel(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, package: bool = False) -> Tensor:
         """The kernel itself: saves its inputs, its result, the log-sum-exp rows and the random state.
 
         The flash-attention package's kernel is the same, without torch's unused offset.
         """
         node = self.link("FlashAttentionBackward0", _flash_backward, (q, k, v), (q.edge, k.edge, v.edge))
-        out, saved = self.flash_outputs(q, package)
+        out, saved = self.flash_outputs(q, k, dropout, package)
         if node is not None:
             self.save(node, saved)
         return self.attach(out, node)
 
-    def flash_outputs(self, q: Tensor, package: bool) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    def flash_outputs(
+        self, q: Tensor, k: Tensor, dropout: float, package: bool
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """The forward kernel's result, and what is saved of its outputs."""
         out = self.like(q, "_flash_attention_forward")
         rows = q.numel // q.shape[-1]
         lse = self.new(q.shape[:3], rows, FP32, "flash logsumexp")
+        batch, heads, length, dim = q.shape
+        dropped = dropout > 0.0 and self.training
+        sizes = flash_forward_sizes(batch, heads, length, k.shape[2], dim, self.compute_capability, dropped)
+        self.workspace("_flash_attention_forward", *sizes)
         rng = self.new((2,), 2, INT64, "flash rng state")
         offset = None if package else self.new((), 1, INT64, "flash rng offset")
         return out, (_cut(out), lse, rng, offset)
@@ -136,11 +150,7 @@ class AttentionOps(EfficientOps):
         dq = self.like(q, "_flash_attention_backward")
         dk = self.like(k, "_flash_attention_backward")
         dv = self.like(v, "_flash_attention_backward")
-        rows = round_up(length, 128)
-        width = round_up(dim, 32) if dim <= 192 else 256
-        sizes = [batch * heads * rows * 4, batch * rows * heads * width * 4]
-        if kv_heads != heads:
-            sizes += [batch * kv_length * heads * dim * q.dtype.itemsize] * 2
+        sizes = flash_backward_sizes(batch, heads, kv_heads, length, kv_length, dim, q.dtype.itemsize)
         self.workspace("_flash_attention_backward", *sizes)
         return dq, dk, dv
 
@@ -185,7 +195,7 @@ class AttentionOps(EfficientOps):
         """Softmax that gives zeros where a whole row is masked: the test for it is a boolean matrix."""
         weights = self.softmax(scores)
         rows = scores.numel // scores.shape[-1]
-        self.workspace("_safe_softmax", scores.numel, rows)
+        self.workspace("_safe_softmax", scores.numel, rows, scores.dtype.itemsize)  # and the zero to put there
         return weights
 
     def _lower_triangle(self, length: int, kv_length: int, like: Tensor) -> Tensor:

@@ -12,11 +12,12 @@ from typing import Any
 from peftplan.memory.graph import Frame, Leaf, Node, StopRecompute
 from peftplan.memory.references import ALONE_AS_ARGUMENT, ALONE_AS_ATTRIBUTE
 from peftplan.memory.tape import Engine
+from peftplan.memory.workspaces.reductions import SHARED_FROM, sum_rows_sizes
 from peftplan.specs.formats import DType
 from peftplan.specs.tensors import Parameter, Tensor
 
 # What a recomputation has of its own, and hands back when it ends.
-_OWN_TO_A_RECOMPUTATION = (
+OWN_TO_A_RECOMPUTATION = (
     "nodes",
     "frame",
     "autocast",
@@ -26,6 +27,10 @@ _OWN_TO_A_RECOMPUTATION = (
     "held",
     "kind",
 )
+
+
+# Context of a node whose inputs are broadcast along the last dimension: their gradients are summed along it.
+ALONG_LAST = "along the last dimension"
 
 
 class BackwardEngine(Engine):
@@ -57,7 +62,7 @@ class BackwardEngine(Engine):
                 results[i] = None
                 continue
             if results[i].numel != edge[3]:
-                results[i] = self.sum_to(results[i], edge[3])
+                results[i] = self.sum_to(results[i], edge[3], node.context is ALONG_LAST)
             if results[i].dtype is not edge[2]:
                 results[i] = self.cast(results[i], edge[2])
         # the incoming gradient goes first, then the saved tensors; only then are outputs handed on
@@ -73,13 +78,13 @@ class BackwardEngine(Engine):
             elif target.__class__ is Parameter:
                 self._accumulate(target, grad, node.layer)
             elif target.__class__ is Leaf:
-                if getrefcount(grad.storage) > ALONE_AS_ATTRIBUTE:  # shared with another holder: cloned, not taken
-                    grad = self.like(grad, "gradient")
-                target.grad = grad
+                self._reach(target, grad)
             elif target.outputs > 1:
                 if target.grad is None:
                     target.grad = [None] * target.outputs
-                target.grad[edge[1]] = grad
+                held, target.grad[edge[1]] = target.grad[edge[1]], None
+                target.grad[edge[1]] = grad if held is None else self._add_grads(held, grad)
+                del held
             elif target.grad is None:
                 target.grad = grad
             else:
@@ -87,6 +92,11 @@ class BackwardEngine(Engine):
                 target.grad = self._add_grads(held, grad)
                 del held
             del grad
+
+    def _reach(self, leaf: Leaf, grad: Tensor) -> None:
+        """A gradient arrives at a tensor that asks for one: kept, or added to what came before."""
+        held, leaf.grad = leaf.grad, None
+        leaf.grad = grad if held is None else self._add_grads(held, grad)
 
     def _add_grads(self, held: Tensor, grad: Tensor) -> Tensor:
         """Sum two gradients that meet: in place where the engine owns the first, else into a new one.
@@ -136,7 +146,7 @@ class BackwardEngine(Engine):
         return saved
 
     def _recompute(self, frame: Frame) -> None:
-        outer = [getattr(self, name) for name in _OWN_TO_A_RECOMPUTATION]
+        outer = [getattr(self, name) for name in OWN_TO_A_RECOMPUTATION]
         self.kind, self.module = "recomputed activation", ""
         self.nodes, self.frame, self.held = [], None, []
         self.autocast, self.autocast_cache = frame.state, {}
@@ -150,13 +160,17 @@ class BackwardEngine(Engine):
             frame.recomputed = self.recording
             self.recording = None
             self.grad_enabled = False
-            for name, value in zip(_OWN_TO_A_RECOMPUTATION, outer):
+            for name, value in zip(OWN_TO_A_RECOMPUTATION, outer):
                 setattr(self, name, value)
 
     # ---- what a gradient goes through on its way
-    def sum_to(self, grad: Tensor, numel: int) -> Tensor:
-        """A gradient summed back to the size of what was broadcast."""
-        return self.new((numel,), numel, grad.dtype, "sum")
+    def sum_to(self, grad: Tensor, numel: int, along_last: bool = False) -> Tensor:
+        """A gradient summed back to the size of what was broadcast: over its rows, or along the last dimension."""
+        out = self.new((numel,), numel, grad.dtype, "sum")
+        rows = grad.numel // numel
+        if rows >= SHARED_FROM and not along_last:
+            self.workspace("sum", *sum_rows_sizes(rows, numel, self.compute_capability))
+        return out
 
     def cast(self, x: Tensor, dtype: DType) -> Tensor:
         """A copy in another type, outside the graph."""

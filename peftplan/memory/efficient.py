@@ -1,8 +1,7 @@
 """The memory-efficient attention kernel: what it saves, and the workspaces of its forward and backward.
 
 Sources: torch 2.13 aten/src/ATen/native/transformers/cuda/attention.cu, attention_backward.cu,
-mem_eff_attention/kernel_forward.h, kernel_backward.h, kernels/generate_kernels.py (which tile is taken),
-attention.cpp (padding of the mask). Read, not measured: which tile fits a GPU's shared memory.
+mem_eff_attention/kernel_forward.h, kernel_backward.h, attention.cpp (padding of the mask).
 """
 
 from __future__ import annotations
@@ -12,44 +11,13 @@ from math import prod
 from typing import Any
 
 from peftplan.memory.matrix import MatrixOps
+from peftplan.memory.workspaces.attention import backward_workspace_bytes as backward_workspace_bytes
+from peftplan.memory.workspaces.attention import efficient_forward_sizes
 from peftplan.specs.formats import FP32
 from peftplan.specs.tensors import Tensor
 from peftplan.units import round_up
 
 Grads = Sequence[Tensor | None]
-
-# GPU generations with the shared memory (164 KiB and more) that the tiles of 128 x 128 take.
-_LARGE_SHARED_MEMORY = ((8, 0), (8, 7), (9, 0), (10, 0), (10, 3))
-
-
-def backward_tile(dim: int, half: bool, capability: tuple[int, int]) -> tuple[int, int, bool]:
-    """(queries, keys, whether dK and dV stay in registers) of the kernel taken for a head width."""
-    if dim <= 64:
-        return 64, 64, half
-    if dim > 128:
-        return 128, 64, False
-    if not half:
-        return 128, 64, False
-    if capability < (8, 0):
-        return 128, 64, True
-    if capability in _LARGE_SHARED_MEMORY:
-        return 128, 128, True
-    if dim <= 96 and capability in ((8, 6), (8, 9)):
-        return 128, 64, True
-    return 64, 64, False
-
-
-def backward_workspace_bytes(
-    batch: int, heads: int, length: int, kv_length: int, dim: int, half: bool, capability: tuple[int, int]
-) -> int:
-    """Bytes of the accumulators: dQ in fp32 tiles, and dK and dV of a 16-bit kernel without room for them."""
-    queries, keys, in_registers = backward_tile(dim, half, capability)
-    tiles = -(-length // queries) * -(-dim // keys)
-    per_head = tiles * (16 + 4 * queries * keys)
-    if half and not in_registers:
-        splits = max(1, min(-(-kv_length // keys), 200 // (batch * heads)))
-        per_head += 2 * 4 * splits * keys * round_up(dim, queries)
-    return batch * heads * round_up(per_head, 16)
 
 
 def _pad_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
@@ -86,8 +54,6 @@ def _efficient_backward(t: Any, g: Tensor, saved: Any, bias_shape: Any) -> Grads
 class EfficientOps(MatrixOps):
     """Memory-efficient attention, forward and backward."""
 
-    compute_capability: tuple[int, int]
-
     def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Attention with an additive mask or none.
 
@@ -111,8 +77,9 @@ class EfficientOps(MatrixOps):
         if node is not None:  # the log-sum-exp rows are computed only for backward
             rows = round_up(length, 32)
             lse = self.new((batch, heads, rows), batch * heads * rows, FP32, "efficient logsumexp")
-        if q.dtype is not FP32 and max(q.shape[-1], v.shape[-1]) > 128:
-            self.workspace("_efficient_attention_forward", out.numel * 4)  # wide heads: fp32 sums in memory
+        half = q.dtype is not FP32
+        sums = efficient_forward_sizes(batch, heads, length, q.shape[-1], v.shape[-1], half)
+        self.workspace("_efficient_attention_forward", *sums)
         if node is not None:
             saved = Tensor(out.shape, out.numel, out.dtype, out.storage, None)
             self.save(node, (saved, lse))

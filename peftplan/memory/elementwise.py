@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from peftplan.memory.backward import BackwardEngine
+from peftplan.memory.backward import ALONG_LAST, BackwardEngine
 from peftplan.memory.graph import Leaf
 from peftplan.specs.formats import FP32, INT64, DType, promote
 from peftplan.specs.tensors import Parameter, Tensor
@@ -250,7 +250,9 @@ class ElementwiseOps(BackwardEngine):
     def mul(self, a: Tensor, b: Tensor) -> Tensor:
         """a * b; saves each factor that the other's gradient needs."""
         saved = (b if a.edge is not None else None, a if b.edge is not None else None)
-        node = self.link("MulBackward0", _mul_backward, saved, (a.edge, b.edge))
+        along_last = a.shape[-1:] != b.shape[-1:] and (a.shape[-1:] == (1,) or b.shape[-1:] == (1,))
+        context = ALONG_LAST if along_last else None
+        node = self.link("MulBackward0", _mul_backward, saved, (a.edge, b.edge), context)
         return self.attach(self.elementwise_result(a, b, "mul"), node)
 
     def mul_scalar(self, x: Tensor, op: str = "mul") -> Tensor:

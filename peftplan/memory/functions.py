@@ -10,6 +10,8 @@ from math import prod
 from typing import Any
 
 from peftplan.memory.elementwise import ElementwiseOps, unary_backward
+from peftplan.memory.workspaces.embedding import UNSORTED_INDICES, embedding_backward_sizes
+from peftplan.memory.workspaces.reductions import layer_norm_backward_sizes, softmax_backward_sizes
 from peftplan.specs.formats import BOOL, FP16, FP32, DType
 from peftplan.specs.tensors import Tensor
 
@@ -22,12 +24,22 @@ def _layer_norm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     grad_x = t.like(x, "native_layer_norm_backward") if wants_input else None
     grad_w = t.like(weight, "native_layer_norm_backward") if wants_weight else None
     grad_b = t.like(weight, "native_layer_norm_backward") if wants_bias else None
+    if wants_weight or wants_bias:
+        columns = x.shape[-1]
+        sizes = layer_norm_backward_sizes(
+            x.numel // columns, columns, x.dtype.itemsize, wants_weight + wants_bias, t.compute_capability
+        )
+        t.workspace("native_layer_norm_backward", *sizes)
     return (grad_x, grad_w, grad_b)
 
 
 def _embedding_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    shape, numel = context
-    return (t.new(shape, numel, g.dtype, "embedding_dense_backward"),)
+    rows, width, num_indices = context
+    table = t.new((rows, width), rows * width, g.dtype, "embedding_dense_backward")
+    if num_indices > UNSORTED_INDICES:
+        sizes = embedding_backward_sizes(num_indices, rows, width, g.dtype.itemsize, t.compute_capability)
+        t.workspace("embedding_dense_backward", *sizes)
+    return (table,)
 
 
 def _dropout_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
@@ -35,7 +47,9 @@ def _dropout_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
 
 
 def _softmax_backward(t: Any, g: Tensor, saved: Any, dtype: DType) -> Grads:
-    return (t.new(g.shape, g.numel, dtype, "_softmax_backward_data"),)
+    grad = t.new(g.shape, g.numel, dtype, "_softmax_backward_data")
+    t.workspace("_softmax_backward_data", *softmax_backward_sizes(g.numel, g.dtype.itemsize))
+    return (grad,)
 
 
 class FunctionOps(ElementwiseOps):
@@ -142,7 +156,11 @@ class FunctionOps(ElementwiseOps):
     def embedding(self, ids: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
         """Rows of a table, perhaps scaled; saves the ids, and its gradient is a whole table."""
         node = self.link(
-            "EmbeddingBackward0", _embedding_backward, (ids,), (weight.edge,), (weight.shape, weight.numel)
+            "EmbeddingBackward0",
+            _embedding_backward,
+            (ids,),
+            (weight.edge,),
+            (weight.shape[0], weight.shape[1], ids.numel),
         )
         shape = (*ids.shape, weight.shape[1])
         out = self.attach(self.new(shape, prod(shape), weight.dtype, "embedding"), node)

@@ -2,7 +2,7 @@
 
 Sources: Liger-Kernel 0.8 ops/fused_linear_cross_entropy.py (gradients are made in the forward pass, one
 chunk of tokens after another); torchtune 0.6 modules/loss/cross_entropy_loss.py and axolotl's
-chunked_cross_entropy (logits whole in the compute type, upcast and reduced in eight pieces).
+chunked_cross_entropy (logits whole in the compute type, upcast and reduced in eight pieces; not compiled).
 """
 
 from __future__ import annotations
@@ -12,21 +12,30 @@ from typing import Any
 
 from peftplan.errors import BadInput
 from peftplan.memory.loss import LossOps
-from peftplan.specs.formats import FP32, INT64
+from peftplan.specs.formats import BOOL, FP32, INT64
 from peftplan.specs.modules import Linear, Module
-from peftplan.specs.tensors import Tensor
+from peftplan.specs.tensors import Parameter, Tensor
 
 Grads = Sequence[Tensor | None]
 
 NUM_CHUNKS = 8  # torchtune's and axolotl's default number of pieces
 
 
+def rows_of_a_chunk(tokens: int, vocab: int, width: int) -> int:
+    """Tokens that Liger's loss takes at once: about as many logits as there are hidden values."""
+    share = -(-tokens // -(-vocab // width))
+    return min(1 << (share - 1).bit_length(), tokens)
+
+
 def _fused_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    t.mark("loss backward done")
     return (saved[0], saved[1])  # scaled in place by the loss's own gradient
 
 
 class FusedLossOps(LossOps):
     """Cross-entropy without whole logits in fp32."""
+
+    compute_capability: tuple[int, int]
 
     def linear_cross_entropy(self, x: Tensor, head: Module, labels: Tensor) -> Tensor:
         """Liger's fused head and loss: `x` [batch, length, hidden] in, a scalar out, no logits kept."""
@@ -36,71 +45,77 @@ class FusedLossOps(LossOps):
                 "leave the head out of --targets and --modules-to-save, or use --loss standard"
             )
         weight = head.weight
-        hidden, tokens = x.shape[-1], x.numel // x.shape[-1]
+        width, tokens = x.shape[-1], x.numel // x.shape[-1]
         vocab = weight.shape[0]
         node = None
         if self.grad_enabled:
-            self.nodes.append("loss backward done")
             node = self.link("FusedLinearCrossEntropy", _fused_backward, (), (x.edge, weight.edge))
-        padded = self.new((x.shape[0], labels.shape[1] + 1), tokens + x.shape[0], INT64, "pad")
+        padded, shifted = self._shift(labels)
         grad_x = self.like(x, "zeros_like")
-        trains = weight.edge is not None and node is not None
-        grad_w = self.like(weight, "zeros_like") if trains else None
+        grad_w = self.like(weight, "zeros_like") if weight.edge is not None and node is not None else None
         losses = self.new((tokens,), tokens, FP32, "zeros")
-        rows = min(_next_power_of_two(-(-tokens // -(-vocab // hidden))), tokens)
-        dtype = self.autocast or x.dtype
-        self._fused_chunk(rows, vocab, hidden, dtype, x, weight, grad_w)
+        counted = self.new((tokens,), tokens, BOOL, "ne")
+        self.workspace("sum", 8)
+        rows = rows_of_a_chunk(tokens, vocab, width)
+        alike = x.dtype is weight.dtype and self.autocast in (None, x.dtype)
+        kept = self.new((rows, vocab), rows * vocab, x.dtype, "chunk of logits") if alike else None
+        for _ in range(min(2, -(-tokens // rows))):  # later chunks are like the second
+            self._fused_chunk(rows, x, weight, grad_w, kept)
+        del kept
         loss = self.new((), 1, FP32, "sum")
-        del padded, losses
+        del padded, shifted, losses, counted
         if node is not None:
             self.save(node, (grad_x, grad_w))
-        return self.attach(loss, node)
+        return self.per_token(self.attach(loss, node))
 
-    def _fused_chunk(
-        self, rows: int, vocab: int, hidden: int, dtype: Any, x: Tensor, weight: Tensor, grad_w: Any
-    ) -> None:
-        """The largest chunk; all chunks are alike and follow one another, so one stands for them."""
-        chunk = self.cast_part(x, rows * hidden, dtype)
-        dense = self.autocast_to(weight, self.autocast) if self.autocast is not None else weight
-        logits = self.new((rows, vocab), rows * vocab, dtype, "chunk of logits")
-        del chunk, dense
-        if dtype is not x.dtype:  # torch.mm(out=) writes the slice directly where types agree
-            part = self.new((rows, hidden), rows * hidden, dtype, "chunk gradient")
-            del part
-        if grad_w is not None and grad_w.dtype is not dtype:
+    def _shift(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Labels moved by one token: padded, and a copy of what lies between where that is not one piece."""
+        batch, length = labels.shape
+        padded = self.new((batch, length + 1), batch * (length + 1), INT64, "constant_pad_nd")
+        return padded, self.new((batch, length), batch * length, INT64, "clone") if batch > 1 else None
+
+    def _fused_chunk(self, rows: int, x: Tensor, weight: Parameter, grad_w: Any, kept: Tensor | None) -> None:
+        vocab, width = weight.shape
+        if kept is None:
+            dtype = self.autocast or x.dtype
+            dense = self.cast(weight, dtype) if weight.dtype is not dtype else None  # a view's cast is not kept
+            part = self.new((rows, width), rows * width, dtype, "_to_copy") if x.dtype is not dtype else None
+            logits = self.new((rows, vocab), rows * vocab, dtype, "chunk of logits")
+            del part, dense
+            matrix = self.autocast_to(weight, dtype) if weight.dtype is not dtype else None
+            product = self.new((rows, width), rows * width, dtype, "chunk gradient")
+            del product, matrix
+        else:
+            logits, dtype = kept, kept.dtype
+        if grad_w is None:
+            return
+        part = self.new((rows, width), rows * width, dtype, "_to_copy") if x.dtype is not dtype else None
+        if dtype.itemsize == 4 or self.compute_capability < (8, 0):  # else multiplied into the sum
             product = self.new(grad_w.shape, grad_w.numel, dtype, "weight gradient of a chunk")
-            del product
-        del logits
+            wide = self.cast(product, FP32) if dtype is not FP32 else None
+            del product, wide
+        del part, logits
 
-    def cast_part(self, x: Tensor, numel: int, dtype: Any) -> Tensor | None:
-        """A slice of `x` in another type; None where it has that type and is a view."""
-        if x.dtype is dtype:
-            return None
-        return self.new((numel,), numel, dtype, "_to_copy")
-
-    def chunked_loss(self, logits: Tensor, labels: Tensor, shift: bool) -> Tensor:
+    def chunked_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy over pieces of the sequence: each is upcast, reduced, and its upcast freed."""
         batch, length, vocab = logits.shape
-        if shift:
-            padded = self.new((batch, length + 1), batch * (length + 1), INT64, "pad")
-        if self.grad_enabled:
-            self.nodes.append("loss backward done")
-        pieces = min(NUM_CHUNKS, length)
-        sizes = [length // pieces + (i < length % pieces) for i in range(pieces)]
+        held = self._shift(labels)
+        mask = self.new((batch, length), batch * length, BOOL, "ne")
+        count = self.new((), 1, INT64, "sum")
+        longest = -(-length // min(NUM_CHUNKS, length))
+        sizes = [min(longest, length - start) for start in range(0, length, longest)]
         parts = self.split(logits, [(batch, size, vocab) for size in sizes])
+        apart = [batch > 1 and size > 1 for size in sizes]  # several sequences' tokens do not lie side by side
+        targets = [
+            self.new((batch * size,), batch * size, INT64, "clone") if copied else held[1] or held[0]
+            for size, copied in zip(sizes, apart)
+        ]
+        del mask
+        parts = [self.contiguous(part) if copied else part for part, copied in zip(parts, apart)]
         total = None
-        while parts:
-            part = self.to(parts.pop(0), FP32)
-            rows = part.shape[0] * part.shape[1]
-            targets = self.new((rows,), rows, INT64, "labels of a piece")
-            loss = self.cross_entropy(part, targets, mark=False)
-            total = loss if total is None else self.add(total, loss)
-            del part, targets, loss
+        for number, (part, wanted) in enumerate(zip(parts, targets)):
+            loss = self.cross_entropy(self.to(part, FP32), wanted, mark=number == 0)
+            total = self.add_scalar(loss) if total is None else self.add_in_place(total, loss)
+            del loss
         assert total is not None
-        if shift:
-            del padded
-        return self.mul_scalar(total, "div")
-
-
-def _next_power_of_two(value: int) -> int:
-    return 1 << (value - 1).bit_length()
+        return self.divide(total, count) if self.num_tokens is None else self.per_token(total)

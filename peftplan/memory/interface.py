@@ -15,17 +15,18 @@ from math import prod
 from typing import Any
 
 from peftplan.errors import BadInput
-from peftplan.memory.attention import AttentionOps
+from peftplan.memory.unpadded import UnpaddedOps
 from peftplan.specs.formats import FP32, DType
 from peftplan.specs.tensors import Tensor
 
 Grads = Sequence[Tensor | None]
 
 
-class InterfaceOps(AttentionOps):
+class InterfaceOps(UnpaddedOps):
     """`attend` in the three implementations: sdpa, eager, flash (the package)."""
 
     attention = "sdpa"
+    padding = False  # the batch's attention mask has zeros
 
     def __init__(self, accumulating: bool = False) -> None:
         super().__init__(accumulating)
@@ -62,11 +63,32 @@ class InterfaceOps(AttentionOps):
         if self.attention == "eager":
             return self._eager(q, k, v, mask, dropout, by_heads, softcap)
         if self.attention == "flash":
-            return self._flash_package(q, k, v, by_heads)
-        grouped_kernel = mask is None and k.shape[-1] == v.shape[-1] <= 256
-        if not grouped_kernel:
-            k, v = self.repeat_heads(k, q.shape[1]), self.repeat_heads(v, q.shape[1])
+            return self._flash_package(q, k, v, mask is not None, by_heads, dropout)
+        heads, groups = q.shape[1], k.shape[1]
+        repeats = heads != groups and not self._hands_groups(k, v, mask)
+        if repeats:
+            k, v = self.repeat_heads(k, heads), self.repeat_heads(v, heads)
+        relays = self.behaviour.sdpa_contiguous
+        if relays == "always" or (relays == "masked" and mask is not None):
+            copied = repeats and groups > 1
+            q = q if by_heads else self.relaid(q)
+            k = k if by_heads or copied else self.relaid(k)
+            v = v if copied else self.relaid(v)
+            by_heads = True
         return self.sdpa(q, k, v, mask, dropout, causal, by_heads)
+
+    def repeat_first(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values repeated by the attention class itself, as older releases do (some for flash too)."""
+        does = self.behaviour
+        if not (does.flash_repeats if self.attention == "flash" else does.attention_inline):
+            return k, v
+        return self.repeat_heads(k, q.shape[1]), self.repeat_heads(v, q.shape[1])
+
+    def _hands_groups(self, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+        """Whether fewer heads of keys and values than of queries are handed to the kernel as they are."""
+        narrow = k.shape[-1] == v.shape[-1] <= 256
+        grouped = self.behaviour.grouped_sdpa
+        return mask is None and (grouped == "always" or (grouped == "narrow" and narrow))
 
     def _eager(
         self,
@@ -96,7 +118,9 @@ class InterfaceOps(AttentionOps):
         self.block_weights.append(weights)
         return self.contiguous(out)
 
-    def _flash_package(self, q: Tensor, k: Tensor, v: Tensor, by_heads: bool) -> Tensor:
+    def _flash_package(
+        self, q: Tensor, k: Tensor, v: Tensor, padding: bool, by_heads: bool, dropout: float
+    ) -> Tensor:
         """FlashAttnFunc, of inputs in 16 bits; heads are padded to a multiple of eight inside it."""
         dtype = self.autocast or self.load_dtype
         if q.dtype is FP32 and dtype is not None:
@@ -112,23 +136,31 @@ class InterfaceOps(AttentionOps):
                 f"--attention flash: the flash-attention package takes heads of up to 256 values, this model "
                 f"has {dim}; take --attention sdpa"
             )
+        if self.compute_capability < (8, 0):
+            raise BadInput(
+                "--attention flash: the flash-attention package runs on GPUs of compute capability 8.0 and later; "
+                "take --attention sdpa"
+            )
         if width != dim:
             v = self.pad_last(v, dim)
+        if padding:
+            out = self.flash_unpadded(q, k, v, by_heads)
+            return out if width == dim else self.contiguous(self.slice(out, (*out.shape[:3], width)))
         if dim % 8:
-            out = self._flash_padded(q, k, v)
+            out = self._flash_padded(q, k, v, dropout)
         else:
-            out = self.flash_kernel(q, k, v, package=True)
+            out = self.flash_kernel(q, k, v, dropout, package=True)
         if dim % 8 or width != dim:
             out = self.slice(out, (*q.shape[:3], width)) if width != dim else out
             return self.contiguous(out)
         return self.contiguous(out) if by_heads else out
 
-    def _flash_padded(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _flash_padded(self, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         dim = q.shape[-1]
         node = self.link("FlashAttnFuncBackward", _flash_padded_backward, (), (q.edge, k.edge, v.edge), dim)
         with self.no_grad():
             q, k, v = (self.pad_last(x, dim + -dim % 8) for x in (q, k, v))
-        out, saved = self.flash_outputs(q, package=True)
+        out, saved = self.flash_outputs(q, k, dropout, package=True)
         if node is not None:
             self.save(node, (q, k, v, *saved))
         return self.attach(self.part(out, (*q.shape[:3], dim)), node)

@@ -42,7 +42,7 @@ def load_bytes(model: ModelSpec, resident: Resident) -> Loading:
             extra = max(extra, dense + 4 * blocks)
         elif dense > source:
             extra = max(extra, source)  # cast up after it was loaded
-    device = resident.weights.allocated + resident.adapters.allocated + extra
+    device = resident.loaded_allocated + extra
     return Loading(device, largest, checkpoint)
 
 

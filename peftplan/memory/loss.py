@@ -24,19 +24,48 @@ def _log_softmax_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (t.like(saved[0], "_log_softmax_backward_data"),)
 
 
+def _div_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (t.like(g, "div"),)
+
+
 class LossOps(AttentionOps):
     """Cross-entropy over the vocabulary."""
 
+    num_tokens: Tensor | None = None  # what Trainer divides a sum of losses by
+
     def causal_lm_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """ForCausalLMLoss on [batch, length, vocabulary] logits: a scalar that carries the graph."""
-        logits = self.to(logits, FP32)
+        form = self.behaviour.loss_form
+        if form != "narrow":
+            logits = self.to(logits, FP32)
         batch, length = labels.shape
+        if form != "padded":
+            return self._shifted_loss(logits, labels)
         labels = padded = self.new((batch, length + 1), batch * (length + 1), INT64, "constant_pad_nd")
         if batch > 1:
             labels = self.new((batch, length), batch * length, INT64, "clone")
         loss = self.cross_entropy(logits, labels)
+        loss = self.per_token(loss)
         del padded  # alive until the function ends
         return loss
+
+    def per_token(self, loss: Tensor) -> Tensor:
+        """A sum of losses divided by the number of tokens, where the loop hands that on."""
+        return loss if self.num_tokens is None else self.divide(loss, self.num_tokens)
+
+    def divide(self, loss: Tensor, count: Tensor) -> Tensor:
+        """One number by another, which is saved."""
+        node = self.link("DivBackward0", _div_backward, (count,), (loss.edge,))
+        return self.attach(self.new((), 1, loss.dtype, "div"), node)
+
+    def _shifted_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of all logits but the last; several sequences are copied, one is seen as it lies."""
+        batch, length = labels.shape
+        shifted = self.slice(logits, (batch, length - 1, logits.shape[-1]))
+        if batch == 1:
+            return self.cross_entropy(shifted, self.part(labels, (1, length - 1)))
+        shifted = self.contiguous(shifted)
+        return self.cross_entropy(shifted, self.new((batch, length - 1), batch * (length - 1), INT64, "clone"))
 
     def masked_lm_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy over every position, no shift (bert, roberta, deberta, t5)."""

@@ -11,14 +11,11 @@ from math import prod
 from typing import Any
 
 from peftplan.memory.functions import FunctionOps
+from peftplan.memory.workspaces.bitsandbytes import multiplies_packed
 from peftplan.specs.formats import FP16, FP32, INT8, DType
 from peftplan.specs.tensors import Parameter, Tensor
 
 Grads = Sequence[Tensor | None]
-
-# Up to this many rows bitsandbytes' gemm_4bit multiplies packed weights directly; above it the
-# weight is dequantised and handed to cuBLAS (bitsandbytes 0.50 csrc, kGemm4BitMaxM).
-GEMM_4BIT_MAX_ROWS = 1536
 
 
 def _linear_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
@@ -132,6 +129,10 @@ class MatrixOps(FunctionOps):
     def linear_4bit(self, x: Tensor, weight: Parameter, bias: Tensor | None, compute_dtype: DType) -> Tensor:
         """bnb.nn.Linear4bit: computes in `compute_dtype` and returns the input's type; saves no activation."""
         source = x.dtype
+        if self.behaviour.computes_in_input_type and source is not FP16:
+            compute_dtype = source
+        if bias.__class__ is Parameter and not self.behaviour.fused_4bit:
+            bias.set_dtype(source)  # in place, by the first pass  # type: ignore[union-attr]
         x = self.to(x, compute_dtype)
         if bias is not None:
             bias = self.to(bias, compute_dtype)
@@ -151,11 +152,29 @@ class MatrixOps(FunctionOps):
         rows = x.numel // x.shape[-1]
         shape = (*x.shape[:-1], weight.shape[0])
         numel = rows * weight.shape[0]
-        if rows <= GEMM_4BIT_MAX_ROWS:
+        assert weight.quant is not None
+        outputs, inputs = weight.shape
+        if not self.behaviour.fused_4bit:
+            out = self._unpacked_product(x, weight, shape, numel)
+            if node is not None and self.behaviour.keeps_4bit_input:
+                self.hold(x)
+            return self.to(self.attach(out, node), source)
+        block_size, capability = weight.quant.block_size, self.compute_capability
+        if multiplies_packed(rows, outputs, inputs, compute_dtype.short, block_size, capability):
             out = self.new(shape, numel, compute_dtype, "gemm_4bit")
         else:
             out = self._gemm_4bit_dequantising(weight, shape, numel, compute_dtype)
         return self.to(self.attach(out, node), source)
+
+    def _unpacked_product(self, x: Tensor, weight: Parameter, shape: tuple[int, ...], numel: int) -> Tensor:
+        """F.linear of the unpacked weight in the input's type, inside an autograd function; autocast casts both."""
+        dense = self.dequantize_4bit(weight)
+        dense = self.to_detached(dense, x.dtype)
+        dtype = self.autocast or x.dtype
+        narrow = self.to_detached(dense, dtype), self.to_detached(x, dtype)
+        out = self.new(shape, numel, dtype, "linear")
+        del narrow, dense
+        return out
 
     def _gemm_4bit_dequantising(
         self, weight: Parameter, shape: tuple[int, ...], numel: int, dtype: DType
@@ -195,10 +214,9 @@ class MatrixOps(FunctionOps):
         numel = rows * weight.shape[0]
         accumulated = self.new((rows, weight.shape[0]), numel, FP32, "int8_linear_matmul")
         result = self.new((*x.shape[:-1], weight.shape[0]), numel, FP16, "int8_mm_dequant")
-        del accumulated
         out = result if x.dtype is FP16 else self.cast(result, x.dtype)
-        del result, row_stats, quantised
-        if node is not None:
+        del accumulated, result, row_stats, quantised
+        if node is not None and x.edge is not None:
             self.hold(x)
         return self.attach(out, node)
 
@@ -208,7 +226,7 @@ class MatrixOps(FunctionOps):
 
     def hold(self, x: Tensor) -> None:
         """Keep a tensor as an attribute of the graph: until the loss goes, or a recomputed graph ends."""
-        fresh = self.recording is None and all(h.storage is not x.storage for h in self.held[-3:])
+        fresh = not self.again and all(h.storage is not x.storage for h in self.held[-3:])
         if fresh and x.storage is not None:
             self.held_bytes += x.storage.record.size
         self.held.append(Tensor(x.shape, x.numel, x.dtype, x.storage, None))

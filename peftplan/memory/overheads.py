@@ -10,16 +10,20 @@ from dataclasses import dataclass
 
 from peftplan.units import KIB, MIB
 
-# PyTorch's default CUBLAS_WORKSPACE_CONFIG: ":4096:2:16:8" (KiB buffers) before Hopper, 32 MiB from Hopper on;
+# PyTorch's default CUBLAS_WORKSPACE_CONFIG: ":4096:2:16:8" (KiB buffers), and 32 MiB on Hopper and Blackwell;
 # one for each handle, and forward and backward run on different threads. Source: cublas-workspace.
-_WORKSPACE_BEFORE_HOPPER = 2 * 4096 * KIB + 8 * 16 * KIB
-_WORKSPACE_HOPPER = 32 * MIB
+_WORKSPACE = 2 * 4096 * KIB + 8 * 16 * KIB
+_LARGE_WORKSPACE = 32 * MIB
+_LARGE_ON = (9, 10, 12)  # major compute capabilities; torch 2.5 and 2.8: 9 only
 NUM_WORKSPACES = 2
 
 
 def cublas_workspace_bytes(compute_capability: tuple[int, int]) -> int:
-    """Bytes of one cuBLAS workspace that torch allocates (through its allocator) on this GPU generation."""
-    return _WORKSPACE_HOPPER if compute_capability[0] == 9 else _WORKSPACE_BEFORE_HOPPER
+    """Bytes of one cuBLAS workspace that torch allocates (through its allocator) on this GPU generation.
+
+    cuBLASLt, which adds biases, is handed the same one.
+    """
+    return _LARGE_WORKSPACE if compute_capability[0] in _LARGE_ON else _WORKSPACE
 
 
 def all_workspaces_bytes(compute_capability: tuple[int, int]) -> int:

@@ -7,14 +7,14 @@ from typing import Any
 from peftplan.memory.bloom_gelu import BloomGeluOps
 from peftplan.memory.convolution import ConvolutionOps
 from peftplan.memory.fused_loss import FusedLossOps
-from peftplan.memory.interface import InterfaceOps
 from peftplan.memory.latent import LatentOps
+from peftplan.memory.reentrant import ReentrantOps
 from peftplan.memory.routing import RoutingOps
 from peftplan.specs.modules import Module
 from peftplan.specs.tensors import Tensor
 
 
-class Player(InterfaceOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, BloomGeluOps):
+class Player(ReentrantOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, BloomGeluOps):
     """Reads a forward program as memory: see `tape.Engine` for what it records."""
 
     def __init__(self, accumulating: bool = False) -> None:
@@ -22,6 +22,7 @@ class Player(InterfaceOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, 
         self.kept: list[tuple[int, Tensor]] = []
         # (rounded, requested) bytes that died when the model's own forward returned, by block
         self.dropped: dict[int, tuple[int, int]] = {}
+        self.graph_gone = False  # the loss was cut from its graph before the optimizer step
         self.kept_to_loss: list[Tensor] = []
         self.returned: list[Tensor] = []
 
@@ -40,7 +41,7 @@ class Player(InterfaceOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, 
 
     def keep(self, *tensors: Tensor) -> None:
         """What the model's forward holds in local variables until it returns, beside what blocks are given."""
-        if self.recording is None:
+        if not self.again:
             self.kept += [(self.layer, tensor) for tensor in tensors]
 
     def release_kept(self) -> bool:
@@ -61,5 +62,7 @@ class Player(InterfaceOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, 
         outer = self.module
         self.module = f"{outer}.{name}" if outer else name
         out = module.forward(self, *args)
+        if module.drops_weights:
+            self.block_weights.clear()
         self.module = outer
         return out

@@ -21,8 +21,9 @@ from peftplan.memory.allocator import (
 )
 from peftplan.memory.graph import Record
 from peftplan.memory.overheads import NUM_WORKSPACES, all_workspaces_bytes, cublas_workspace_bytes
+from peftplan.memory.trained import trained_tensors
 from peftplan.optimizers import OPTIMIZERS
-from peftplan.specs.formats import FP32, allocated_bytes
+from peftplan.specs.formats import allocated_bytes
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.run import StepSpec
 from peftplan.units import round_up
@@ -45,12 +46,13 @@ class Replay:
         self.weights = [(allocated_bytes(size), n) for p, n in parameters for _, size in p.storages()] + [
             (workspace, NUM_WORKSPACES)
         ]
-        trained = [(p, n) for p, n in parameters if p.edge is not None]
-        formats = [(p, n, FP32 if step.master_weights else p.dtype) for p, n in trained]
-        self.states = [(allocated_bytes(size), n) for p, n, d in formats for size in optimizer.states(p.shape, d)]
+        trained = trained_tensors(model, step.master_weights, step.trainer)
+        self.states = [(allocated_bytes(size), row.count) for row in trained for size in row.states(optimizer)]
         if step.master_weights:
-            self.states += [(allocated_bytes(4 * p.numel), n) for p, n in trained]
-        self.temporaries = [(allocated_bytes(optimizer.step_all(p.numel, d)), n) for p, n, d in formats]
+            self.states += [(allocated_bytes(4 * row.parameter.numel), row.count) for row in trained]
+        self.temporaries = [
+            (allocated_bytes(optimizer.step_all(row.parameter.numel, row.dtype)), row.count) for row in trained
+        ]
         self.events, self.gradients, small_peak = _split_events(account.timeline.records)
         replayed = sum(size * min(n, REPLAYED_COPIES) for size, n in self.temporaries)
         unplayed = account.peak_allocated_bytes - _replayed_peak(step, account, replayed)

@@ -64,6 +64,11 @@ def _sum_of_groups_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grad
     return (t.new(shape, numel, dtype, "clone"),)
 
 
+def _index_add_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    source = saved[1]
+    return (g, t.new(source.shape, source.numel, g.dtype, "index_select"))
+
+
 def _copied_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (t.like(g, "clone"),)
 
@@ -98,6 +103,16 @@ class RoutingOps(ElementwiseOps):
         shape = (index.shape[0], *x.shape[1:])
         return self.attach(self.new(shape, prod(shape), x.dtype, "index"), node)
 
+    def pick_rows(self, x: Tensor, index: Tensor) -> Tensor:
+        """x[index, other], one entry of each of these rows; saves both indices."""
+        node = self.link("IndexBackward0", _zeros_of_input, (index, index), (x.edge,), (x.shape, x.numel, x.dtype))
+        return self.attach(self.new((index.numel,), index.numel, x.dtype, "index"), node)
+
+    def index_add_(self, x: Tensor, index: Tensor, source: Tensor) -> Tensor:
+        """Rows of `source` added to those rows of x in place; saves the index and, for its shape, the source."""
+        node = self.link("IndexAddBackward0", _index_add_backward, (index, source), (x.edge, source.edge))
+        return self._in_place(x, node)
+
     def masked_fill(self, x: Tensor, mask: Tensor) -> Tensor:
         """x with a number where the mask is set; saves the mask."""
         node = self.link("MaskedFillBackward0", _masked_fill_backward, (mask,), (x.edge,))
@@ -112,7 +127,8 @@ class RoutingOps(ElementwiseOps):
         """x where the condition holds, elsewhere a number, which is made a tensor first; saves the condition."""
         node = self.link("WhereBackward0", _where_backward, (condition,), (x.edge,))
         number = self.new((), 1, x.dtype, "scalar_tensor")
-        out = self.like(x, "where")
+        shape = tuple(map(max, condition.shape, x.shape))
+        out = self.new(shape, prod(shape), x.dtype, "where")
         del number
         return self.attach(out, node)
 

@@ -6,13 +6,14 @@ stands for all; `timeline` reads the whole model's levels from it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from peftplan.errors import BadInput
 from peftplan.memory.player import Player
-from peftplan.memory.timeline import Play, Timeline, read_timeline
-from peftplan.specs.formats import FP32, INT64, DType
+from peftplan.memory.timeline import AUTOCAST_LEFT, Play, Timeline, read_timeline
+from peftplan.specs.formats import FP32, INT64, UINT8, DType, allocated_bytes
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Linear
 from peftplan.specs.run import StepSpec
@@ -22,36 +23,81 @@ from peftplan.specs.tensors import Tensor
 def play_step(model: ModelSpec, step: StepSpec) -> Timeline:
     """Play forward, loss and backward of one micro-step, optimizer state already there."""
     t = Player(step.accumulating)
-    ids, mask = _start(t, model, step)
+    ids, labels, beside = _start(t, model, step)
     t.kind = "activation"
+    earlier = _left_by_an_earlier(t, model, step)
     t.shared = _shared_weights(model)
-    # gradient_checkpointing_enable makes the token embeddings ask for a gradient, frozen or not
-    t.leaf_ids = ids if step.checkpointing else None
+    # gradient_checkpointing_enable makes the token embeddings ask for a gradient, frozen or not; where it does
+    # not, reentrant checkpoints need it done by hand
+    asks = model.behaviour.embeddings_ask_gradient or step.use_reentrant
+    t.leaf_ids = ids if step.checkpointing and asks else None
     timeline = Timeline(t, [])
-    loss, logits = _forward(timeline, model, step, ids)
+    loss, logits = _forward(timeline, model, step, ids, labels)
+    del earlier
     t.mark("forward end")
     timeline.forward_end_clock = t.clock
     end_segment = len(t.segments) - 1
-    del logits
-    t.returned.clear()
+    if not step.keep_outputs:
+        del logits
+        t.returned.clear()
     t.kind = "temporary"
-    t.start_backward(loss)
+    if step.trainer:
+        whole = t.mul_scalar(loss, "div")  # by accelerate's number of accumulation steps, one
+        t.start_backward(whole)
+        del whole
+        beside.pop()  # the loss before it
+        loss.edge = None  # detached, it stays until the next one is there
+        t.leaves.clear()
+        t.held.clear()
+        t.graph_gone = True
+    else:
+        t.start_backward(loss)
     t.mark("end")
+    timeline.end_clock = t.clock
     read_timeline(timeline, end_segment)
-    del ids, mask, loss
+    del ids, labels, beside, loss
     return timeline
 
 
-def _start(t: Player, model: ModelSpec, step: StepSpec) -> tuple[Tensor, Tensor]:
-    """Settle how attention runs and make the batch: token ids and attention mask."""
+def _start(t: Player, model: ModelSpec, step: StepSpec) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Settle how attention runs and make the batch: token ids, labels, and what else the loop holds.
+
+    Trainer has labels of their own, and all micro-batches of a step; beside them the running total of losses,
+    the last gradient norm, the number of tokens, by which the loss is divided, and the loss before this one.
+    Source: transformers-trainer.
+    """
     _choose_attention(t, model, step)
     shape, numel = (step.micro_batch, step.seq_len), step.micro_batch * step.seq_len
-    return t.new(shape, numel, INT64, "input ids"), t.new(shape, numel, INT64, "attention mask")
+    ids, beside = t.new(shape, numel, INT64, "input ids"), [t.new(shape, numel, INT64, "attention mask")]
+    if not step.trainer:
+        return ids, ids, beside
+    labels = t.new(shape, numel, INT64, "labels")
+    for _ in range(step.num_batches - 1):
+        beside += [t.new(shape, numel, INT64, name) for name in ("input ids", "attention mask", "labels")]
+    t.num_tokens = t.new((), 1, FP32, "number of tokens")
+    beside += [t.new((), 1, FP32, name) for name in ("total loss", "gradient norm", "earlier loss")]
+    return ids, labels, beside
+
+
+def _left_by_an_earlier(t: Player, model: ModelSpec, step: StepSpec) -> Tensor | None:
+    """What the loss of the micro-step before holds, in a loop that keeps it until the next one is there."""
+    if not step.accumulating or step.trainer:
+        return None
+    before = play_step(model, replace(step, accumulating=False))
+    gradients = sum(allocated_bytes(p.num_bytes()) * n for _, p, n in model.parameters() if p.edge is not None)
+    inputs = sum(record.size for record in before.records if record.kind == "input")
+    left = before.end_bytes - gradients - inputs
+    return t.new((left,), left, UINT8, "held by the loss of the micro-batch before")
 
 
 def _choose_attention(t: Player, model: ModelSpec, step: StepSpec) -> None:
     """The attention implementation: the one asked for, or eager where the family has no other."""
-    t.compute_capability = step.compute_capability
+    t.compute_capability, t.padding, t.behaviour = step.compute_capability, step.padding, model.behaviour
+    if step.loss != "standard" and model.encoder:
+        raise BadInput(
+            f"--loss {step.loss} is made for causal language models, and {model.family} is none; "
+            "take --loss standard"
+        )
     kinds = model.attention_kinds
     if step.attention == "flash" and "flash" not in kinds:
         raise BadInput(
@@ -83,17 +129,19 @@ def play_evaluation(model: ModelSpec, step: StepSpec) -> int:
     Nothing is kept for backward, so every block of a run peaks at the same level: each is played once.
     """
     t = Player()
-    ids, mask = _start(t, model, step)
+    ids, labels, beside = _start(t, model, step)
     t.training = False
     with t.no_grad():
-        loss, logits = _forward(Timeline(t, []), model, step, ids)
+        loss, logits = _forward(Timeline(t, []), model, step, ids, labels)
     t.mark("end")
     level = max(segment.peak_bytes for segment in t.segments)
-    del ids, mask, loss, logits
+    del ids, labels, beside, loss, logits
     return level
 
 
-def _forward(timeline: Timeline, model: ModelSpec, step: StepSpec, ids: Tensor) -> tuple[Tensor, Any]:
+def _forward(
+    timeline: Timeline, model: ModelSpec, step: StepSpec, ids: Tensor, labels: Tensor
+) -> tuple[Tensor, Any]:
     t = timeline.player
     standing: dict[tuple[int, bool, bool, DType], int] = {}
     with t.autocasting(step.autocast):
@@ -125,20 +173,27 @@ def _forward(timeline: Timeline, model: ModelSpec, step: StepSpec, ids: Tensor) 
         if step.loss != "fused":
             logits = _logits(t, model, x)
         t.mark("loss")
+        if logits is not None and model.scale_logits is not None:
+            made = [logits]
+            del logits  # it ends while it is scaled
+            logits = model.scale_logits(t, made)
         if logits is None:
             hidden = model.transform(t, x) if model.transform else x
-            loss = t.linear_cross_entropy(hidden, model.head, ids)
+            loss = t.linear_cross_entropy(hidden, model.head, labels)
             del hidden
         elif step.loss == "chunked":
-            loss = t.chunked_loss(logits, ids, shift=not model.encoder)
+            loss = t.chunked_loss(logits, labels)
         elif model.encoder:
-            loss = t.masked_lm_loss(logits, ids)
+            loss = t.masked_lm_loss(logits, labels)
         else:
-            loss = t.causal_lm_loss(logits, ids)
+            if t.behaviour.loss_form == "wide":
+                logits = t.to(logits, FP32)
+            loss = t.causal_lm_loss(logits, labels)
         del x
         t.kept_to_loss.clear()
     if step.trainer and step.autocast is not None and logits is not None:
-        # accelerate's convert_outputs_to_fp32 wraps the model's forward
+        # accelerate's convert_outputs_to_fp32 wraps the model's forward, autocast and all
+        t.mark(AUTOCAST_LEFT)
         logits = t.to(logits, FP32)
         t.returned[:] = [t.to(tensor, FP32) for tensor in t.returned]
     return loss, logits
@@ -181,12 +236,11 @@ def _play_run(
         t.layer = first + run.count - left
         plays.append(Play(name, t.layer, 1, forward_segment=len(t.segments) - 1))
         timeline.order.append((len(plays) - 1, 1))
-        forward = partial(_call_block, t, name, run, run.block.takes(handed[0]))
-        out = t.checkpoint(forward, x) if step.checkpointing else forward(x)
+        out = _run_block(t, step, name, run, run.block.takes(handed[0]), x)
         if out.__class__ is tuple:
             out, handed[0] = out
         x = out
-        del out, forward
+        del out
         left -= 1
         # The next ones are like this one, unless gradients only begin here, or what came in is the
         # embeddings, which outlive this block where a checkpoint would keep them anyway, or no block
@@ -195,6 +249,15 @@ def _play_run(
         if had_grad == (x.edge is not None) and held_before:
             standing[key] = len(plays) - 1
     return x
+
+
+def _run_block(t: Player, step: StepSpec, name: str, run: BlockRun, given: Any, x: Tensor) -> Any:
+    forward = partial(_call_block, t, name, run)
+    if not step.checkpointing or not t.training:
+        return forward(given, x)
+    if step.use_reentrant:
+        return t.checkpoint_reentrant(forward, run.block, given, x)
+    return t.checkpoint(partial(forward, given), x)
 
 
 def _call_block(t: Player, name: str, run: BlockRun, given: Any, x: Tensor) -> Any:

@@ -19,12 +19,16 @@ from typing import Any
 
 from peftplan.memory.graph import Backward, Frame, Leaf, Node, Record, Segment, StopRecompute, Storage
 from peftplan.memory.references import ALONE, ALONE_AS_ATTRIBUTE
+from peftplan.specs.behaviour import REFERENCE
 from peftplan.specs.formats import UINT8, DType
 from peftplan.specs.tensors import Edge, Tensor
 
 
 class Engine:
     """Allocation, saving for backward, checkpointing and the backward pass."""
+
+    compute_capability: tuple[int, int] = (8, 0)  # of the GPU whose kernels run
+    behaviour = REFERENCE  # of the libraries that run the step
 
     def __init__(self, accumulating: bool = False) -> None:
         self.clock = 0
@@ -47,6 +51,8 @@ class Engine:
         self.frame: Frame | None = None
         self.recording: list[Any] | None = None
         self.recording_target = 0
+        # a reentrant checkpoint's region is running: for the first time, or for the second
+        self.entered = self.reentered = False
         # A second micro-step of gradient accumulation finds the gradients there already.
         self.accumulating = accumulating
         self.grads: dict[tuple[int, int], Tensor] = {}
@@ -164,17 +170,20 @@ class Engine:
 
     def ask_gradient(self, x: Tensor) -> None:
         """As `x.requires_grad_()` on a tensor without a history."""
-        if self.recording is not None:  # run again: what it leaves behind is dropped with its graph
-            x.edge = (None, 0, x.dtype, x.numel)
-            return
         leaf = Leaf(Tensor(x.shape, x.numel, x.dtype, x.storage, None))
-        self.leaves.append(leaf)
+        if self.recording is None:  # run again, what it leaves behind is dropped with its graph
+            self.leaves.append(leaf)
         x.edge = (leaf, 0, x.dtype, x.numel)
 
     @property
     def checkpointing(self) -> bool:
         """Whether what runs is a checkpointed region, for the first time or again."""
-        return self.frame is not None or self.recording is not None
+        return self.frame is not None or self.recording is not None or self.entered
+
+    @property
+    def again(self) -> bool:
+        """Whether what runs has run before: what it leaves behind beside its graph is there already."""
+        return self.recording is not None or self.reentered
 
     def checkpoint(self, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Run a region keeping only its inputs; backward runs it again (torch's non-reentrant checkpoint)."""

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from peftplan.memory.graph import Record
 from peftplan.memory.player import Player
 
+# A mark in the loss: the autocast region has ended, and the output is yet to be handed out.
+AUTOCAST_LEFT = "autocast left"
+
 
 @dataclass(slots=True)
 class Play:
@@ -47,6 +50,7 @@ class Timeline:
     loss_forward_bytes: int = 0  # rounded, the most while the loss is computed
     end_bytes: int = 0  # rounded, gradients included
     forward_end_clock: int = 0
+    end_clock: int = 0
     end_copies: tuple[tuple[int, int], ...] = ()
     backward_clocks: dict[str, tuple[int, int]] = field(default_factory=dict)  # by play
 
@@ -72,6 +76,7 @@ class _Reader:
         self.level = self.requested = 0
         self.phases = {name: Moment() for name in ("forward", "loss", "backward")}
         self.freed = [0] * len(self.plays)  # what one copy gives back in backward
+        self.held = [0] * len(self.plays)  # what one copy's graph holds until it goes
         self.alive = [0] * len(self.plays)  # blocks whose saved tensors are there
 
     def consider(self, phase: str, level: int, clock: int, on_tape: int, backward: bool) -> None:
@@ -107,6 +112,8 @@ class _Reader:
         on_tape = 0
         for number, i, count in self.visits(timeline.order, own, 0, self.end_segment):
             segment = segments[number]
+            if segment.name == AUTOCAST_LEFT:
+                self.drop(player.cleared)
             delta = segment.end_bytes - segment.start_bytes
             last = self.level + (count - 1) * delta
             if i >= 0:
@@ -114,9 +121,10 @@ class _Reader:
                 held = segment.end_held_bytes - segments[number - 1].end_held_bytes
                 layer = self.plays[i].layer
                 gone = player.cleared.get(layer, (0, 0))[0] + player.dropped.get(layer, (0, 0))[0]
+                self.held[i] = held
                 self.freed[i] = delta - held - gone
                 self.alive[i] += count - 1
-            phase = "loss" if segment.name == "loss" else "forward"
+            phase = "loss" if segment.name in ("loss", AUTOCAST_LEFT) else "forward"
             above = segment.peak_bytes - segment.start_bytes
             self.consider(phase, last + above, segment.peak_clock, on_tape, False)
             if i >= 0:
@@ -128,7 +136,8 @@ class _Reader:
                 self.drop(player.dropped)
         timeline.loss_forward_bytes = self.phases["loss"].bytes
         # the autocast cache is dropped at the end of forward, for every block at once
-        self.drop(player.cleared)
+        if segment.name != AUTOCAST_LEFT:
+            self.drop(player.cleared)
         timeline.forward_end_bytes, timeline.forward_end_requested = self.level, self.requested
 
     def drop(self, dead: dict[int, tuple[int, int]]) -> None:
@@ -140,7 +149,7 @@ class _Reader:
 
     def backward(self) -> None:
         """From the loss to the last gradient."""
-        timeline, segments = self.timeline, self.segments
+        player, timeline, segments = self.timeline.player, self.timeline, self.segments
         names = {play.name + " backward done": i for i, play in enumerate(self.plays)}
         own = [0] * len(self.plays)
         stop = len(segments) - 1
@@ -173,6 +182,8 @@ class _Reader:
             if not self.alive[i]:
                 # what all blocks of the kind share goes with the last of them (rotary tables)
                 self.level += delta - each
+        if player.graph_gone:  # in every block; the tape saw it in one of a kind
+            self.level -= sum((play.count - 1) * held for play, held in zip(self.plays, self.held))
         timeline.end_bytes = self.level
         timeline.end_copies = tuple((0, play.count - 1) for play in self.plays)
         timeline.phases = self.phases

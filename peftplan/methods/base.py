@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from peftplan.methods.quantize import Linear4bit, Linear8bit
-from peftplan.specs.formats import FP16, FP32, DType, QuantFormat
+from peftplan.specs.formats import BF16, FP16, FP32, DType, QuantFormat
 from peftplan.specs.model import ModelSpec
-from peftplan.specs.modules import Linear
+from peftplan.specs.modules import LayerNorm, Linear
 from peftplan.specs.tensors import Parameter
+
+# What TRL takes for the output head and embeddings, by a part of the module's name.
+_ENDS = ("lm_head", "embed_tokens", "wte", "wpe")
 
 
 def set_base_dtype(model: ModelSpec, dtype: DType, trainable: bool) -> None:
@@ -32,7 +35,7 @@ def quantize_base(model: ModelSpec, quant: QuantFormat, compute_dtype: DType) ->
         for name, child in list(module.walk()):
             if not isinstance(child, Linear) or child is head:
                 continue
-            if not child.convertible:
+            if not child.convertible and not (child.derived and model.behaviour.packs_subclasses):
                 left_dense += count * child.weight.numel
                 continue
             module.replace(name, kind(child, quant, compute_dtype))
@@ -82,3 +85,19 @@ def prepare_for_kbit(model: ModelSpec) -> None:
             f"prepare_model_for_kbit_training casts those {raised:,} expert weights to fp32, 4 bytes each; "
             "--no-kbit-prepare leaves them as they were loaded"
         )
+
+
+def cast_as_trl(model: ModelSpec) -> None:
+    """TRL's peft_module_casting_to_bf16: norms in fp32; output head and embeddings, where they are fp32, in bf16.
+
+    Older releases cast adapters to bf16 too, which is `--adapter-dtype`'s to say. Source: trl-casts.
+    """
+    for module, _, prefix in model.groups():
+        for name, child in module.walk(prefix):
+            for parameter in child.parameters.values():
+                if parameter.role != "weight" or parameter.quant is not None:
+                    continue
+                if isinstance(child, LayerNorm) or "norm" in name:
+                    parameter.set_dtype(FP32)
+                elif parameter.dtype is FP32 and any(word in name for word in _ENDS):
+                    parameter.set_dtype(BF16)

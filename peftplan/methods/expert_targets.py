@@ -28,7 +28,7 @@ NOTED_BYTES = 64 * MIB
 def convert(model: ModelSpec, targets: str | tuple[str, ...]) -> tuple[str | tuple[str, ...], Parameters]:
     """What is left for modules, and the parameters that the specification names."""
     former = model.former_linears
-    if not former:
+    if not former or not model.behaviour.converts_targets:
         return targets, {}
     names = _names(model, targets)
     if not names:

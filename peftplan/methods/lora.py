@@ -9,7 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 from peftplan.errors import BadInput
-from peftplan.methods.base import prepare_for_kbit, quantize_base, set_base_dtype
+from peftplan.methods.base import cast_as_trl, prepare_for_kbit, quantize_base, set_base_dtype
 from peftplan.methods.expert_targets import convert, wrap_parameters
 from peftplan.methods.quantize import Linear4bit
 from peftplan.methods.targets import matched
@@ -82,7 +82,9 @@ class LoraEmbedding(Module):
         return self.base_layer.weight
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:
+        asked, t.leaf_ids = t.leaf_ids, None  # the embeddings of this module ask for a gradient, not the table's
         result = t.call("base_layer", self.base_layer, x)
+        t.leaf_ids = asked
         dtype = result.dtype
         a = self.lora_embedding_A
         after_a = t.embedding(x, t.view(a, (a.shape[1], a.shape[0])))
@@ -121,6 +123,8 @@ def apply(model: ModelSpec, method: MethodSpec) -> None:
         quantize_base(model, method.quant, compute)
     if method.kbit_prepare:
         prepare_for_kbit(model)
+    if method.trl_casts:
+        cast_as_trl(model)
     _wrap_targets(model, method)
     _save_whole_modules(model, method.modules_to_save)
     _train_biases(model, method.bias)
@@ -159,7 +163,7 @@ def _save_whole_modules(model: ModelSpec, names: tuple[str, ...]) -> None:
     found = 0
     for owner, _, _ in model.groups():
         for path, module in list(owner.walk()):
-            if not path or path.rpartition(".")[2] not in names:
+            if not path or not path.endswith(names):
                 continue
             # copied leaf by leaf: the forward program reaches into a container, and finds the copies there
             for below, leaf in list(module.walk(path)):

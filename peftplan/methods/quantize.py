@@ -35,4 +35,8 @@ class Linear8bit(Linear4bit):
     four_bit = False
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:
-        return t.linear_8bit(x, self.weight, self.bias)  # type: ignore[no-any-return]
+        bias = self.bias
+        if bias is not None and bias.dtype is not x.dtype:  # the first forward pass casts it in place
+            bias.loaded_dtype = bias.loaded_dtype or bias.dtype
+            bias.set_dtype(x.dtype)
+        return t.linear_8bit(x, self.weight, bias)  # type: ignore[no-any-return]

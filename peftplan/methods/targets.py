@@ -22,7 +22,10 @@ def matcher(model: ModelSpec, targets: str | tuple[str, ...]) -> tuple[Matches, 
     if isinstance(targets, str):
         word = targets.strip().lower()
         if word == "all-linear":
-            head, excluded = model.head, model.not_all_linear
+            head: Module | None = model.head
+            if not model.behaviour.spares_nested_head and any("." in n for n, m in model.stem.walk() if m is head):
+                head = None
+            excluded = model.not_all_linear
             return (lambda name, m: isinstance(m, Linear) and m is not head and not _ends(name, excluded)), False
         names = plain_names(model, targets)
         if names is None:
@@ -43,6 +46,11 @@ def plain_names(model: ModelSpec, targets: str) -> tuple[str, ...] | None:
         return model.attention_targets
     if word == "mlp":
         return model.mlp_targets
+    return listed_names(targets)
+
+
+def listed_names(targets: str) -> tuple[str, ...] | None:
+    """Module names with commas between them; None where it is a pattern."""
     if _PLAIN_NAMES.fullmatch(targets):
         return tuple(part.strip() for part in targets.split(",") if part.strip())
     return None

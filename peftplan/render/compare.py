@@ -20,14 +20,19 @@ def compare_blocks(comparison: Comparison) -> Iterator[Block]:
     terms = [(term.name, term.bytes) for term in comparison.terms]
     terms.append(("peak allocated", tuple(c.memory.peak_allocated_bytes for c in columns)))
     heads = (Column("part of the peak"), *(Column(name, right=True) for name in _spaced(names)))
-    yield Table(
-        "Memory at each run's own peak",
-        heads,
-        tuple((name, *_marked(sizes, format_bytes)) for name, sizes in terms),
-        frozenset({len(terms) - 1}),
-        f"{LEAST} smallest, {MOST} largest of the row" if len(columns) > 1 else "",
-    )
+    if _by_two_engines(columns):
+        yield _bytes_table(terms, names)
+    else:
+        yield Table(
+            "Memory at each run's own peak",
+            heads,
+            tuple((name, *_marked(sizes, format_bytes)) for name, sizes in terms),
+            frozenset({len(terms) - 1}),
+            f"{LEAST} smallest, {MOST} largest of the row" if len(columns) > 1 else "",
+        )
     yield Table("Other figures", (Column(""), *heads[1:]), tuple(_figures(columns)))
+    if comparison.differences:
+        yield _differences(comparison, names)
     fields = differing_fields(columns)
     if fields:
         plain_heads = (Column(name, right=True) for name in names)
@@ -42,10 +47,53 @@ def column_names(columns: Sequence[Report]) -> list[str]:
     methods = [column.method.kind for column in columns]
     if len(set(methods)) == len(columns):
         return methods
+    engines = [str(column.request["engine"]) for column in columns]
+    if len(set(engines)) == len(columns) and len(set(methods)) == 1:
+        return engines
+    both = [f"{method} {engine}" for method, engine in zip(methods, engines)]
+    if len(set(both)) == len(columns):
+        return both
     models = [column.model.id.rpartition("/")[2] for column in columns]
     if len(set(models)) == len(columns):
         return models
     return [f"{number}: {method}" for number, method in enumerate(methods, start=1)]
+
+
+def _by_two_engines(columns: Sequence[Report]) -> bool:
+    """Whether these are one run, answered twice."""
+    return len(columns) == 2 and [field for field, *_ in differing_fields(columns)] == ["engine"]
+
+
+def _bytes_table(terms: Sequence[tuple[str, tuple[int, ...]]], names: Sequence[str]) -> Table:
+    """Parts to the byte, and by how much the second engine's differ."""
+    return Table(
+        "Bytes at the peak",
+        (
+            Column("part of the peak"),
+            *(Column(name, right=True) for name in names),
+            Column("difference", right=True),
+        ),
+        tuple((name, f"{a:,}", f"{b:,}", f"{b - a:+,}" if b != a else "0") for name, (a, b) in terms),
+        frozenset({len(terms) - 1}),
+    )
+
+
+def _differences(comparison: Comparison, names: Sequence[str]) -> Table:
+    """Tensors that only one of two engines has at its peak."""
+    rows = tuple(
+        (
+            one.name,
+            ": ".join(part for part in (one.module, one.operation) if part),
+            one.tensor,
+            *(format_bytes(size) if size else "-" for size in one.bytes),
+        )
+        for one in comparison.differences
+    )
+    columns = (
+        *(Column("part"), Column("made by"), Column("tensors")),
+        *(Column(name, right=True) for name in names),
+    )
+    return Table("The largest differences, tensor by tensor", columns, rows)
 
 
 def differing_fields(columns: Sequence[Report]) -> list[tuple[str, ...]]:
@@ -68,7 +116,7 @@ def _figures(columns: Sequence[Report]) -> Iterator[tuple[str, ...]]:
     yield "peak moment", *_spaced(moment_label(c.memory.peak_moment) for c in columns)
     yield "reserved", *_marked([c.memory.peak_reserved_bytes for c in columns], format_bytes)
     yield "device", *_marked([c.memory.device_bytes for c in columns], format_bytes)
-    yield "evaluation", *_marked([c.memory.evaluation_peak_bytes for c in columns], format_bytes)
+    yield "evaluation", *_marked([c.memory.evaluation_peak_bytes or 0 for c in columns], format_bytes)
     yield "trained", *_marked([c.method.num_trainable_params for c in columns], format_count)
     yield "share trained", *_spaced(percent(c.method.trainable_frac) for c in columns)
     yield "adapter file", *_marked([c.method.adapter_checkpoint_bytes for c in columns], format_bytes)

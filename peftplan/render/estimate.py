@@ -19,11 +19,11 @@ from peftplan.units import format_bytes, format_count
 
 def estimate_blocks(report: Report, changes: Sequence[Change] = ()) -> Iterator[Block]:
     """Everything a person wants to know about one run, most wanted first."""
-    yield Text(_title(report), "title")
-    yield Text(_settings(report))
+    yield Text(title_line(report), "title")
+    yield Text(settings_line(report))
     if report.gpu is not None:
         yield Text(*verdict(report))
-    yield _split(report)
+    yield peak_split(report)
     yield Text(_peak(report))
     yield _totals(report)
     yield _resident(report)
@@ -35,7 +35,8 @@ def estimate_blocks(report: Report, changes: Sequence[Change] = ()) -> Iterator[
     yield Notes("Notes", report.notes)
 
 
-def _title(report: Report) -> str:
+def title_line(report: Report) -> str:
+    """Model and method, and how many parameters each has."""
     model, method = report.model, report.method
     size = format_count(model.num_params)
     if model.num_active_params != model.num_params:
@@ -46,7 +47,8 @@ def _title(report: Report) -> str:
     )
 
 
-def _settings(report: Report) -> str:
+def settings_line(report: Report) -> str:
+    """The run in one line."""
     asked = report.request
     text = f"{asked['micro_batch']} x {asked['seq_len']} tokens, {asked['precision']}, {asked['optimizer']}"
     text += ", checkpointing" if asked["checkpointing"] else ", no checkpointing"
@@ -58,7 +60,7 @@ def _settings(report: Report) -> str:
     return text
 
 
-def _split(report: Report) -> Split:
+def peak_split(report: Report) -> Split:
     """The peak, part by part; with a card, up to what the card can give."""
     memory, gpu = report.memory, report.gpu
     sizes = [(node.name, node.bytes) for node in memory.breakdown.children]
@@ -130,9 +132,11 @@ def _moments(report: Report) -> Table:
     sizes = [
         (moment_label(name) + (" (peak)" if name == peak else ""), size) for name, size in memory.moments.items()
     ]
-    sizes.append(("evaluation pass", memory.evaluation_peak_bytes))
-    sizes.append(("loading, on the device", memory.load.device_peak_bytes))
-    sizes.append(("loading, on the host", memory.load.host_peak_bytes))
+    if memory.evaluation_peak_bytes is not None:
+        sizes.append(("evaluation pass", memory.evaluation_peak_bytes))
+    if memory.load is not None:
+        sizes.append(("loading, on the device", memory.load.device_peak_bytes))
+        sizes.append(("loading, on the host", memory.load.host_peak_bytes))
     longest = max(size for _, size in sizes)
     return Table(
         "Moments",

@@ -140,26 +140,24 @@ def _figures(report: Report) -> Iterator[Figure]:
             yield _figure("State from step to step", RESIDENT[name][0], size, RESIDENT[name][1])
     for name, size in memory.moments.items():
         yield _figure("Moments", *(MOMENTS[name][0], size, MOMENTS[name][1]))
-    yield _figure(
-        "Moments",
-        "evaluation pass",
-        memory.evaluation_peak_bytes,
-        "the same batch without gradients, the optimizer's states beside it",
-    )
-    load = memory.load
-    yield _figure(
-        "Loading",
-        "on the device",
-        load.device_peak_bytes,
-        "weights as they stay, and the largest one before it is packed",
-    )
-    yield _figure(
-        "Loading",
-        "on the host",
-        load.host_peak_bytes,
-        "the largest tensor of a memory-mapped checkpoint",
-    )
-    yield _figure("Loading", "checkpoint", load.checkpoint_bytes, "its 16-bit weights on disk")
+    if memory.evaluation_peak_bytes is not None:
+        yield _figure(
+            "Moments",
+            "evaluation pass",
+            memory.evaluation_peak_bytes,
+            "the same batch without gradients, the optimizer's states beside it",
+        )
+    yield from _loading(report)
+
+
+def _loading(report: Report) -> Iterator[Figure]:
+    load = report.memory.load
+    if load is not None:
+        device = "weights as they stay, and the largest one before it is packed"
+        yield _figure("Loading", "on the device", load.device_peak_bytes, device)
+        host = "the largest tensor of a memory-mapped checkpoint"
+        yield _figure("Loading", "on the host", load.host_peak_bytes, host)
+        yield _figure("Loading", "checkpoint", load.checkpoint_bytes, "its 16-bit weights on disk")
     if report.method.adapter_checkpoint_bytes:
         size = report.method.adapter_checkpoint_bytes
         yield _figure("Loading", "adapter file", size, "what a saved adapter takes on disk")

@@ -8,6 +8,9 @@ from typing import Any
 
 from peftplan.report import Comparison, Report
 
+# Parts of an answer that are lists of their own; the last four are a trace's.
+_NOT_IN_A_ROW = {"notes", "recipes", "time", "cost", "phases", "largest", "tree", "timeline"}
+
 
 class _Lines(list[str]):
     """What csv writes to: a list of lines."""
@@ -26,7 +29,7 @@ def rows_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def report_csv(report: Report) -> str:
     """One estimate as one row, its columns named as in the JSON; the parts of the peak as `breakdown.*`."""
-    flat = dict(_flat(report.model_dump(exclude={"notes", "recipes", "time", "cost"})))
+    flat = dict(_flat(report.model_dump(exclude=_NOT_IN_A_ROW)))
     for part in report.memory.breakdown.children:
         flat[f"memory.breakdown.{part.name}"] = part.bytes
     return rows_csv(list(flat), [list(flat.values())])

@@ -20,3 +20,4 @@ class MethodSpec:
     base_dtype: DType
     quant: QuantFormat | None
     kbit_prepare: bool
+    trl_casts: bool = False  # what TRL's trainers cast in a 4-bit model under bf16

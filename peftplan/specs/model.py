@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from peftplan.specs.behaviour import REFERENCE, Behaviour
 from peftplan.specs.modules import Module, Ops
 from peftplan.specs.tensors import Parameter, Tensor
 
@@ -55,10 +56,12 @@ class ModelSpec:
     former_linears: dict[str, str] = field(default_factory=dict)
     logits: Callable[[Ops, Tensor], Tensor] | None = None
     transform: Callable[[Ops, Tensor], Tensor] | None = None  # what the head does before its last linear
+    scale_logits: Callable[[Ops, list[Tensor]], Tensor] | None = None  # what is done to the head's output
     attention_kinds: tuple[str, ...] = ("sdpa", "flash", "eager")  # what the real model supports
     encoder: bool = False
     inactive_params: int = 0  # weights of experts that a token does not visit
     notes: list[str] = field(default_factory=list)
+    behaviour: Behaviour = REFERENCE  # of the libraries that run it
     # whether the model's forward keeps what it hands the first block in a variable of its own
     keeps_first_input: bool = True
 

@@ -22,6 +22,11 @@ class Module:
     """Named parameters and children, walked in the order of definition as torch's modules are."""
 
     applied_often = False  # whether its forward applies some of its children more than once
+    drops_weights = False  # as attention: whether its weights end with it, and are not handed to the block
+    # As a block: which parts of what it takes the model passes by position, as checkpoints tell apart, and
+    # which of those it returns beside the hidden states.
+    positional: tuple[int, ...] = ()
+    hands_on: tuple[int, ...] = ()
 
     def __init__(self) -> None:
         self.children: dict[str, Module] = {}
@@ -91,10 +96,12 @@ class BareWeights(Module):
 class Linear(Module):
     """nn.Linear: weight [out_features, in_features] and perhaps a bias.
 
-    `convertible` is False for subclasses that bitsandbytes and transformers do not replace.
+    `convertible` is False for what bitsandbytes and transformers do not replace: subclasses, in newer releases,
+    which `derived` tells from linears that must stay dense.
     """
 
     convertible = True
+    derived = False
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False, dtype: DType = BF16) -> None:
         super().__init__()

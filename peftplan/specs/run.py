@@ -22,3 +22,7 @@ class StepSpec:
     master_weights: bool  # fp32 masters beside 16-bit weights
     optimizer: str
     compute_capability: tuple[int, int]
+    padding: bool = False  # the attention mask has zeros
+    use_reentrant: bool = False  # the kind of checkpointing
+    num_batches: int = 1  # micro-batches on the device together: Trainer fetches those of a step at once
+    keep_outputs: bool = False  # the model's output outlives backward and the optimizer step

@@ -66,11 +66,16 @@ class Parameter(Tensor):
         self.set_trainable(self.edge is not None)
 
     def storages(self) -> list[tuple[str, int]]:
-        """Name and bytes of every tensor that holds this parameter on the device."""
+        """Name and bytes of every tensor that holds this parameter on the device, from step to step."""
         if self.quant is not None:
             return self.quant.storages(self.shape[0], self.shape[1])
-        dtype = self.loaded_dtype or self.dtype
-        return [(dtype.short, self.numel * dtype.itemsize)]
+        return [(self.dtype.short, self.numel * self.dtype.itemsize)]
+
+    def loaded_storages(self) -> list[tuple[str, int]]:
+        """The same after the load, before the first forward pass."""
+        if self.loaded_dtype is None:
+            return self.storages()
+        return [(self.loaded_dtype.short, self.numel * self.loaded_dtype.itemsize)]
 
     def num_bytes(self) -> int:
         """Bytes on the device before allocator rounding."""

@@ -15,7 +15,7 @@ from peftplan.request import Request
 
 FOLDER = Path(peftplan.__file__).parent / "cli"
 # Files of the folder that are no command.
-SHARED = {"__init__", "catalogue", "fast", "options", "output", "spec", "typed"}
+SHARED = {"__init__", "catalogue", "fast", "options", "output", "progress", "spec", "typed"}
 
 
 def words_of(text: str) -> str:

@@ -78,11 +78,16 @@ def test_every_family_answers_and_adds_up(family: str, method: str, checkpointin
     attention=st.sampled_from(["sdpa", "eager", "flash"]),
     optimizer=st.sampled_from(["adamw", "adamw-fused", "adamw-8bit", "sgd", "adafactor", "lion"]),
     loop=st.sampled_from(["plain", "trainer"]),
+    padding=st.booleans(),
+    reentrant=st.booleans(),
 )
 @FEW
-def test_any_request_adds_up(method: str, batch: int, length: int, layers: int, **options: Any) -> None:
+def test_any_request_adds_up(
+    method: str, batch: int, length: int, layers: int, reentrant: bool, **options: Any
+) -> None:
     """Whatever is combined, bytes are whole, not negative, and sum to the peak."""
     config = {**SMALL, "num_hidden_layers": layers}
+    options["use_reentrant"] = reentrant and options["checkpointing"]
     check(estimate(Request(model=config, method=method, micro_batch=batch, seq_len=length, **options)))
 
 
@@ -115,6 +120,41 @@ def test_more_rank_or_layers_never_need_less(method: str, rank: int, layers: int
     base = ask(rank, layers).memory.peak_allocated_bytes
     assert base <= ask(rank + 8, layers).memory.peak_allocated_bytes
     assert base <= ask(rank, layers + 1).memory.peak_allocated_bytes
+
+
+@given(
+    method=METHODS,
+    checkpointing=st.booleans(),
+    kv_heads=st.sampled_from([1, 4, 8]),
+    seq_len=st.integers(1, 700),
+    micro_batch=st.integers(1, 4),
+)
+@FEW
+def test_a_padded_batch_never_needs_less(method: str, kv_heads: int, **options: Any) -> None:
+    """Under sdpa a mask adds to what is kept; attention written out has one either way."""
+    config = {**SMALL, "num_key_value_heads": kv_heads}
+
+    def ask(padding: bool, attention: Any) -> Any:
+        request = Request(model=config, method=method, padding=padding, attention=attention, **options)
+        return estimate(request).memory
+
+    assert ask(False, "sdpa").activations_bytes <= ask(True, "sdpa").activations_bytes
+    assert ask(False, "eager").moments == ask(True, "eager").moments
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reentrant_checkpoints_keep_what_others_keep(family: str, method: str, padding: bool) -> None:
+    """Every family: the same at the end of forward, and an answer that adds up."""
+    if family.startswith("deberta") and method == "full":
+        pytest.skip("torch cannot run it: tests/unit/memory/test_reentrant.py")
+    request = Request(model=smallest(family), method=method, padding=padding, seq_len=96)
+    plain = estimate(request)
+    reentrant = estimate(request.model_copy(update={"use_reentrant": True}))
+    check(reentrant)
+    assert reentrant.memory.activations_bytes == plain.memory.activations_bytes
+    assert reentrant.memory.evaluation_peak_bytes == plain.memory.evaluation_peak_bytes
 
 
 ODD_VALUES = st.one_of(

@@ -16,6 +16,10 @@ def test_a_change_sets_what_it_says():
     assert changes["--micro-batch 2"] == {"micro_batch": 2}
     assert changes["--checkpointing"] == {"checkpointing": True}
     assert changes["--method qlora"]["method"] == "qlora"
+    assert "--no-padding" not in changes
+    switched = dict(single_changes({**filled, "checkpointing": True, "padding": True, "use_reentrant": True}))
+    assert switched["--no-padding"] == {"padding": False}
+    assert switched["--no-use-reentrant"] == {"use_reentrant": False}
     assert "--micro-batch 0" not in dict(single_changes({**filled, "micro_batch": 1}))
 
 

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from peftplan.errors import BadInput, MachineLacks
+from peftplan.errors import BadInput, MachineLacks, PeftplanError
+from peftplan.measure.trace.building import building
 from peftplan.measure.trace.job import Job
 from peftplan.measure.trace.model import FLOATS
+from peftplan.measure.trace.peft_defaults import fill
 
 _WORDS = ("attention", "mlp")
+_LONGEST = 200  # characters of what a library says
+# Their prompts are keys and values of a cache, which checkpointed blocks are not given.
+_THROUGH_THE_CACHE = ("PREFIX_TUNING", "CARTRIDGE")
+_NOT_TRACED = {
+    "SHIRA": "adds a sparse tensor to the weight, and a trace has no sparse tensors",
+    "XLORA": "mixes LoRA adapters that are trained already, and a trace has no values to load",
+}
+# What torch says where code asks for the values of a tensor that has none.
+_NO_VALUES = ("meta tensor", "Meta tensors", "no data")
 
 
-def adapt(model: Any, job: Job) -> Any:
-    """Prepare the base for k-bit training if asked, and put the adapters on; both by peft's own code."""
+def adapt(model: Any, job: Job) -> tuple[Any, list[str]]:
+    """The model prepared for k-bit training if asked, with its adapters, by peft's own code; and notes."""
     try:
         import peft
     except ImportError:
@@ -24,22 +37,62 @@ def adapt(model: Any, job: Job) -> Any:
     assert job.peft is not None
     if job.kbit_prepare:
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    config = _config(peft, model, job)
+    config, notes = _config(peft, model, job)
+    kind = config.peft_type.value
+    if kind in _THROUGH_THE_CACHE and job.checkpointing:
+        raise BadInput(
+            f"peft's {kind.lower()} does not work with gradient checkpointing, which drops the cache that its "
+            "prompts stand in; add --no-checkpointing"
+        )
     widen = job.adapter_dtype == "fp32"
     base = {id(parameter) for parameter in model.parameters()}
     try:
-        with torch.device("meta"):
+        with building():
             model = peft.get_peft_model(model, config, autocast_adapter_dtype=widen)
-    except (ValueError, TypeError, KeyError, NotImplementedError, RuntimeError, AttributeError) as error:
-        raise BadInput(f"peft {peft.__version__} refuses this run: {error}") from error
+    except Exception as error:  # whatever peft says of a run is its verdict
+        raise BadInput(f"peft {peft.__version__} refuses this run: {_in_a_line(error, kind)}") from error
     if not widen:
+        # modules that are saved whole keep the type of what they are copies of
+        copies = (p for name, p in model.named_parameters() if ".modules_to_save." in name)
+        left = base | {id(parameter) for parameter in copies}
         for parameter in model.parameters():
-            if parameter.requires_grad and id(parameter) not in base and parameter.is_floating_point():
+            if parameter.requires_grad and id(parameter) not in left and parameter.is_floating_point():
                 parameter.data = parameter.data.to(FLOATS[job.adapter_dtype])
-    return model
+    if job.trl_casts:
+        _cast_as_trl(model)
+    return model, notes
 
 
-def _config(peft: Any, model: Any, job: Job) -> Any:
+def _cast_as_trl(model: Any) -> None:
+    """What TRL's trainers cast in a 4-bit model under bf16. Source: trl-casts."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.LayerNorm) or "norm" in name:
+            module.to(torch.float32)
+        elif any(word in name for word in ("lm_head", "embed_tokens", "wte", "wpe")):
+            weight = getattr(module, "weight", None)
+            if weight is not None and weight.dtype is torch.float32:
+                module.to(torch.bfloat16)
+
+
+@contextmanager
+def explained(job: Job) -> Iterator[None]:
+    """Of the methods that peft lets be put on a model, some cannot run on it: what they fail of, in a line."""
+    try:
+        yield
+    except PeftplanError:
+        raise
+    except Exception as error:
+        kind = str((job.peft or {}).get("peft_type", "LORA")).upper()
+        if kind == "LORA":
+            raise
+        base = f" on a {job.quantization.kind} base" if job.quantization is not None else ""
+        blocks = " with gradient checkpointing" if job.checkpointing else ""
+        raise BadInput(
+            f"peft's {kind.lower()} does not run{base}{blocks}: {type(error).__name__}: {_in_a_line(error, kind)}"
+        ) from error
+
+
+def _config(peft: Any, model: Any, job: Job) -> tuple[Any, list[str]]:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     fields = dict(job.peft or {})
@@ -49,6 +102,10 @@ def _config(peft: Any, model: Any, job: Job) -> Any:
         names = ", ".join(sorted(str(name).lower() for name in known))
         raise BadInput(f"peft {peft.__version__} has no method {kind.lower()!r}; it has {names}")
     config_class = known[kind]
+    if kind in _NOT_TRACED:
+        raise BadInput(f"peft's {kind.lower()} {_NOT_TRACED[kind]}; take another method")
+    num_layers = getattr(model.config, "num_hidden_layers", None) or 1
+    fields, notes = fill(kind, config_class, fields, job.peft_hints, num_layers)
     fields.setdefault("task_type", _task(model))
     targets = fields.get("target_modules")
     if targets in _WORDS:
@@ -60,9 +117,18 @@ def _config(peft: Any, model: Any, job: Job) -> Any:
             f"it has {', '.join(sorted(config_class.__dataclass_fields__))}"
         )
     try:
-        return config_class(**fields)
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"peft {peft.__version__}: {config_class.__name__} refuses this: {error}") from error
+        return config_class(**fields), notes
+    except (ValueError, TypeError, ImportError) as error:
+        raise BadInput(
+            f"peft {peft.__version__}: {config_class.__name__} refuses this: {_in_a_line(error, kind)}"
+        ) from error
+
+
+def _in_a_line(error: Exception, kind: str) -> str:
+    text = str(error)
+    if any(words in text for words in _NO_VALUES):
+        return f"{kind.lower()} computes on the weights as it is put on, and a trace has shapes only"
+    return text.strip().split("\n")[0].split(". ")[0][:_LONGEST] or type(error).__name__
 
 
 def _task(model: Any) -> str:

@@ -9,12 +9,14 @@ Source: torch-sdpa (sdp_utils.cpp, attention.cpp).
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftplan.memory.attention import chosen_kernel
 
@@ -29,16 +31,24 @@ class Attention:
         self.compute_capability = compute_capability
         self.device = device
         self.kernels: set[str] = set()
+        self._casts: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """In torch's place."""
-        original = functional.scaled_dot_product_attention
+        original, clear = functional.scaled_dot_product_attention, torch.clear_autocast_cache
+
+        def clear_both() -> None:
+            self._casts.clear()
+            clear()
+
         functional.scaled_dot_product_attention = self.__call__
+        torch.clear_autocast_cache = clear_both
         try:
             yield
         finally:
             functional.scaled_dot_product_attention = original
+            torch.clear_autocast_cache = clear
 
     def __call__(
         self,
@@ -54,11 +64,23 @@ class Attention:
         """[batch, heads, length, dim] in and out."""
         if self.device != "meta" and torch.is_autocast_enabled(self.device):
             dtype = torch.get_autocast_dtype(self.device)
-            value, key, query = (_cast(t, dtype) for t in (value, key, query))  # autocast casts last to first
-            attn_mask = _cast(attn_mask, dtype) if attn_mask is not None else None
+            value, key, query = (self._cast(t, dtype) for t in (value, key, query))  # autocast casts last to first
+            attn_mask = self._cast(attn_mask, dtype) if attn_mask is not None else None
             with torch.autocast(self.device, enabled=False):
                 return self._run(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         return self._run(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+    def _cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """As autocast casts: leaves that want a gradient once, until the outermost region of autocast ends."""
+        if not tensor.is_floating_point() or tensor.dtype in (torch.float64, dtype):
+            return tensor
+        cached = tensor.requires_grad and tensor.is_leaf and not tensor._is_view()
+        if not cached or tensor.dtype is not torch.float32 or not torch.is_autocast_cache_enabled():
+            return tensor.to(dtype)
+        known = self._casts.get(id(tensor))
+        if known is None or known[0]() is not tensor:
+            known = self._casts[id(tensor)] = (weakref.ref(tensor), tensor.to(dtype))
+        return known[1]
 
     def _run(
         self,
@@ -78,25 +100,35 @@ class Attention:
             grouped=query.shape[1] != key.shape[1],
             trained=query.requires_grad,
             capability=self.compute_capability,
+            repeats=grouped,
         )
         if kernel == "flash" and causal and query.shape[-2] != key.shape[-2]:
             kernel = "math"  # the kernel aligns a causal mask elsewhere
         self.kernels.add(kernel)
-        if kernel != "math" and mask is not None and mask.dtype == torch.bool:
+        if mask is not None and mask.dtype == torch.bool:
             mask = torch.where(mask, 0.0, torch.full((), -math.inf, dtype=query.dtype, device=mask.device))
         if kernel == "flash":
             return _flash(query, key, value, dropout, causal, scale)
         if kernel == "efficient":
             return _efficient(query, key, value, mask, dropout, causal, scale)
-        out = aten._scaled_dot_product_attention_math(
-            query, key, value, mask, dropout, causal, None, scale=scale, enable_gqa=grouped
-        )[0]
+        with _MaskAddedInPlace():
+            out = aten._scaled_dot_product_attention_math(
+                query, key, value, mask, dropout, causal, None, scale=scale, enable_gqa=grouped
+            )[0]
         assert isinstance(out, torch.Tensor)
         return out
 
 
-def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
+class _MaskAddedInPlace(TorchDispatchMode):
+    """The plain form's one sum: to plain tensors it adds the mask in place, to fake ones out of place."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not aten.add.Tensor:
+            return func(*args, **kwargs or {})
+        aten.add_.Tensor(*args, **kwargs or {})
+        return aten.alias.default(args[0])
 
 
 def _flash(

@@ -9,7 +9,7 @@ stream the engine asks for: the hooks object is given a copy of its table of vir
 Assumes: Linux, the Itanium C++ ABI, and the layout of AcceleratorHooksInterface in torch 2.9 to 2.13; it
 checks itself, and raises Unsupported where something is not as expected.
 
-Source: torch 2.13 AcceleratorHooksInterface.h, DeviceGuardImplInterface.h.
+Source: torch-fake-tensors (AcceleratorHooksInterface.h, DeviceGuardImplInterface.h).
 """
 
 from __future__ import annotations

@@ -6,6 +6,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# What is said of a trace that had no fake CUDA tensors.
+META_CANNOT_SEE = (
+    "this process has no fake CUDA device ({reason}), so the trace ran on meta tensors: it sees no autocast casts, "
+    "takes dropout's mask for a tensor of the input's type, and breaks up operations that have no meta kernel"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
@@ -31,7 +37,7 @@ class Job:
     micro_batch: int
     seq_len: int
     padding: bool
-    num_micro_steps: int  # micro-batches before each optimizer step
+    num_micro_steps: int  # micro-batches that are run before each optimizer step
     checkpointing: bool
     use_reentrant: bool
     attention: str  # sdpa | flash | eager
@@ -41,7 +47,12 @@ class Job:
     compute_capability: tuple[int, int]
     num_layers: int | None = None  # cut to so many layers
     num_steps: int = 2
+    num_batches: int = 1  # micro-batches that lie on the device together
+    trl_casts: bool = False  # what TRL casts in a 4-bit model under bf16
+    keep_outputs: bool = False  # a variable names the model's output until the step ends
     device: str = "cuda"  # cuda: fake CUDA tensors; meta: where these cannot be had; cpu: fake CPU tensors
+    # rank, alpha, dropout, targets, bias and modules_to_save for a method whose config was not given
+    peft_hints: dict[str, Any] = field(default_factory=dict)
     attention_targets: tuple[str, ...] = field(default=())  # module names that `attention` and `mlp` stand for
     mlp_targets: tuple[str, ...] = field(default=())
 

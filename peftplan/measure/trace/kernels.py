@@ -1,91 +1,56 @@
-"""Operations whose CUDA kernels take memory that fake tensors do not show, by the table of workspaces.
+"""Operations whose CUDA kernels take memory that fake tensors do not show.
 
-Sizes come from the closed form's own functions, so that both say the same. Operations of bitsandbytes have
-Python around their kernels, whose tensors are made here in the library's order.
+Those of bitsandbytes have Python around their kernels, whose tensors are made here in the library's order.
 
-Source: torch-sdpa, torch-efficient-attention, bnb-linear4bit (backends/cuda/ops.py).
+Source: bnb-linear4bit (backends/cuda/ops.py).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peftplan.memory.efficient import backward_workspace_bytes
+from peftplan.measure.trace.torch_kernels import torch_kernels
+from peftplan.memory.workspaces.bitsandbytes import multiplies_packed
 
 if TYPE_CHECKING:
     from peftplan.measure.trace.tracker import Kernel, Tracker
 
-aten = torch.ops.aten
-# Up to this many rows bitsandbytes multiplies packed weights directly.
-GEMM_4BIT_LARGEST = 1536
+_SHORT = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def cuda_kernels(compute_capability: tuple[int, int]) -> dict[Any, Kernel]:
     """What answers for each operation on this GPU generation."""
-
-    def flash_backward(tracker: Tracker, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        query, key = args[1], args[2]
-        out = func(*args, **kwargs)
-        tracker.see(out, func)
-        batch, heads, length, dim = query.shape
-        kv_heads, kv_length = key.shape[1], key.shape[2]
-        rows = -(-length // 128) * 128
-        width = -(-dim // 32) * 32 if dim <= 192 else 256
-        sizes = [batch * heads * rows * 4, batch * rows * heads * width * 4]
-        if kv_heads != heads:
-            sizes += [batch * kv_length * heads * dim * query.element_size()] * 2
-        tracker.buffers(sizes, func._name)
-        return out
-
-    def efficient_backward(tracker: Tracker, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        query, key, value = args[1], args[2], args[3]
-        out = func(*args, **kwargs)
-        tracker.see(out, func)
-        batch, heads, length, dim = query.shape
-        half = query.dtype is not torch.float32
-        rows = batch * heads * length * 4
-        if not half:
-            tracker.buffers([value.numel() * 4, rows, rows], func._name)
-        size = backward_workspace_bytes(
-            batch, heads, length, key.shape[2], max(dim, value.shape[-1]), half, compute_capability
-        )
-        tracker.buffers([rows, size], func._name)
-        return out
-
-    kernels: dict[Any, Kernel] = {
-        aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
-        aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
-    }
+    kernels = torch_kernels(compute_capability)
     if hasattr(torch.ops, "bitsandbytes"):
-        for name, kernel in _BITSANDBYTES.items():
+        packed = {**_BITSANDBYTES, "gemm_4bit": partial(_gemm_4bit, compute_capability)}
+        for name, kernel in packed.items():
             packet = getattr(torch.ops.bitsandbytes, name, None)
             if packet is not None:
                 kernels[packet.default] = kernel
     return kernels
 
 
-def _gemm_4bit(tracker: Tracker, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Beyond a number of rows the scales and the weight are dequantised and a linear is called."""
+def _gemm_4bit(
+    capability: tuple[int, int], tracker: Tracker, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Where the packed weight is not multiplied as it is, scales and weight are dequantised for a linear."""
     named = dict(zip((argument.name for argument in func._schema.arguments), args), **kwargs)
-    x, shape = named["A"], named["shapeB"]
-    rows = x.numel() // x.shape[-1]
-    if rows <= GEMM_4BIT_LARGEST and x.shape[-1] % named["blocksize"] == 0:
-        out = func(*args, **kwargs)
-        tracker.see(out, func)
-        return out
+    x, (outputs, inputs) = named["A"], named["shapeB"]
+    rows = x.numel() // inputs
+    if multiplies_packed(rows, outputs, inputs, _SHORT[x.dtype], named["blocksize"], capability):
+        return tracker.ordinary(func, args, kwargs)
     scales = named.get("absmax_8bit")
     held = []
     if scales is not None:
         for _ in range(2):
             made = torch.empty_like(scales, dtype=torch.float32)
             held.append(tracker.result(made, "gemm_4bit absmax"))
-    weight = torch.empty(tuple(shape), dtype=x.dtype, device=x.device)
+    weight = torch.empty((outputs, inputs), dtype=x.dtype, device=x.device)
     held.append(tracker.result(weight, "gemm_4bit dequantised weight"))
-    out = func(*args, **kwargs)
-    tracker.see(out, func)
-    return out
+    return tracker.ordinary(func, args, kwargs)
 
 
 def _int8_vectorwise_quant(tracker: Tracker, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -130,7 +95,6 @@ def _scaled(tracker: Tracker, rows: torch.Tensor, weight: torch.Tensor, dtype: t
 
 
 _BITSANDBYTES: dict[str, Any] = {
-    "gemm_4bit": _gemm_4bit,
     "int8_vectorwise_quant": _int8_vectorwise_quant,
     "int8_scaled_mm": _int8_scaled_mm,
     "int8_mixed_scaled_mm": _int8_mixed_scaled_mm,

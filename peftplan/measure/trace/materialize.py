@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,8 +24,7 @@ _OF_PACKED = (
 def materialize(model: torch.nn.Module, make: Make) -> None:
     """Replace every parameter, buffer and quantisation tensor by `make` of it.
 
-    A packed weight becomes a plain parameter with the attributes that bitsandbytes reads: its own class
-    cannot wrap a fake tensor.
+    A packed weight takes on bitsandbytes' class, by which peft tells it, beside that of fake tensors.
     """
     made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # the original is kept, so that ids stay its own
 
@@ -50,11 +50,20 @@ def _parameter(parameter: torch.nn.Parameter, make: Make, again: Make) -> torch.
     for name in _OF_PACKED:
         if hasattr(parameter, name):
             setattr(new, name, getattr(parameter, name))
+    if type(parameter) is not torch.nn.Parameter:
+        kinds: tuple[Any, Any] = type(new), type(parameter)
+        new.__class__ = _both(*kinds)
     for holder, name in _tensors_of(parameter):
         setattr(holder, name, again(getattr(holder, name)))
     if getattr(parameter, "SCB", None) is not None:
         new.CB, new.SCB = new.data, again(parameter.SCB)
     return new
+
+
+@cache
+def _both(kind: type, packed: type) -> type:
+    """A class that is a fake tensor's and a packed weight's, under the latter's name."""
+    return packed if issubclass(packed, kind) else type(packed.__name__, (kind, packed), {})
 
 
 def _tensors_of(parameter: Any) -> Iterator[tuple[Any, str]]:

@@ -11,15 +11,18 @@ import torch
 import transformers
 
 from peftplan.errors import BadInput
+from peftplan.measure.trace.configs import text_config, with_layers
 
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What a config says of its storage and origin rather than of its shape.
 _NOT_SHAPE = ("model_type", "architectures", "torch_dtype", "dtype", "auto_map", "quantization_config")
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
+_EXPERTS_TAKEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token")
+# Some kinds have several heads; what a decoder of such a kind is for is said by its config.
 _HEADS = (
-    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
     "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
 )
 
 
@@ -45,6 +48,8 @@ def build_model(config: dict[str, Any], dtype: str, attention: str, num_layers: 
         made = transformers.AutoConfig.for_model(kind, **values)
         made._attn_implementation = _implementation(model_class, attention)
         made.use_cache = False
+        if made.is_encoder_decoder and getattr(made, "decoder_start_token_id", None) is None:
+            made.decoder_start_token_id = getattr(made, "pad_token_id", None) or 0  # labels are shifted behind it
         with torch.device("meta"):
             model = model_class(made)
         model.tie_weights()
@@ -60,26 +65,6 @@ def build_model(config: dict[str, Any], dtype: str, attention: str, num_layers: 
     return model
 
 
-def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of the language model: of a model that also sees, its text tower's."""
-    inner = config.get("text_config")
-    if isinstance(inner, dict) and "model_type" in inner:
-        return dict(inner)
-    return dict(config)
-
-
-def with_layers(config: dict[str, Any], num_layers: int) -> dict[str, Any]:
-    """The config cut to so many layers."""
-    cut = dict(config)
-    for key in _LAYER_KEYS:
-        if key in cut:
-            cut[key] = num_layers
-    for key, value in cut.items():
-        if key.endswith("layer_types") and isinstance(value, list):
-            cut[key] = value[:num_layers]
-    return cut
-
-
 def _implementation(model_class: Any, attention: str) -> str:
     """transformers' name of the implementation; eager where the family has no other."""
     if attention == "sdpa" and not getattr(model_class, "_supports_sdpa", True):
@@ -91,7 +76,8 @@ def _model_class(kind: str, config: dict[str, Any]) -> Any:
     """The class of the model with its language-model head."""
     from transformers.models.auto import modeling_auto
 
-    known = [getattr(modeling_auto, name, {}).get(kind) for name in _HEADS]
+    heads = _HEADS if config.get("is_decoder") is not True else _HEADS[::-1]
+    known = [getattr(modeling_auto, name, {}).get(kind) for name in heads]
     names = [name for found in known if found for name in ((found,) if isinstance(found, str) else found)]
     named = config.get("architectures") or []
     wanted = [name for name in named if isinstance(name, str) and name in names]
@@ -105,11 +91,22 @@ def _model_class(kind: str, config: dict[str, Any]) -> Any:
     )
 
 
+def num_inactive_params(model: Any) -> int:
+    """Weights of the experts that a token does not visit, as the config states experts and how many are taken."""
+    config = model.config
+    experts = next((n for key in _EXPERTS if (n := getattr(config, key, None))), 0)
+    taken = next((n for key in _EXPERTS_TAKEN if (n := getattr(config, key, None))), 0)
+    if not experts or not taken:
+        return 0
+    total = sum(p.numel() for name, p in model.named_parameters() if "experts" in name.split("."))
+    return int(total * (experts - taken) // experts)
+
+
 def _keep_wide(model: Any, dtype: torch.dtype) -> None:
     """Weights that a load leaves in fp32 whatever was asked for, as the model's class says."""
     plan = getattr(model, "_get_dtype_plan", None)
     names = plan(dtype) if plan is not None else {}
-    for name, parameter in model.named_parameters():
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         parts = name.split(".")
         if any(wide in parts for wide in names):
-            parameter.data = parameter.data.to(torch.float32)
+            tensor.data = tensor.data.to(torch.float32)

@@ -1,8 +1,7 @@
 """What must look different for the libraries to do on fake tensors what they do on a GPU.
 
-transformers takes a fake tensor for one that is being compiled and builds masks it would not build; reads
-of values (is anything padded? is the batch packed?) cannot be answered by a fake and are answered from the
-job; torch.autocast turns itself off without a GPU.
+transformers takes a fake tensor for one that is being compiled and builds masks it would not build; torch
+takes other paths for kinds of tensors that are not its own; torch.autocast turns itself off without a GPU.
 
 Source: transformers-masks; torch 2.13 torch/amp/autocast_mode.py, torch/cuda/amp/common.py.
 """
@@ -15,31 +14,42 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from peftplan.measure.trace.attention import Attention
+from peftplan.measure.trace.gpu import pretended
+from peftplan.measure.trace.in_place import one_hot
 from peftplan.measure.trace.job import Job
+
+_MASKS = ("transformers.masking_utils", "transformers.modeling_attn_mask_utils")
 
 
 @contextmanager
 def patched(job: Job, attention: Attention) -> Iterator[None]:
     """Everything in place while the block runs, and as it was afterwards."""
-    unpadded = not job.padding
     with ExitStack() as stack:
-        masks = import_module("transformers.masking_utils")
-        for name, value in {
-            "is_tracing": lambda *_: False,
-            "is_torchdynamo_compiling": lambda *_: False,
-            "find_packed_sequence_indices": lambda *_: None,
-            "fast_all": lambda *_: unpadded,
-        }.items():
-            _replace(stack, masks, name, value)
-        _replace(stack, masks, "_ignore_bidirectional_mask_sdpa", _answers_by(unpadded))
+        _replace(stack, _module("transformers.utils.import_utils"), "is_fake_tensor", lambda _: False)
+        for module in map(_module, _MASKS):
+            for name in ("is_tracing", "is_torchdynamo_compiling"):
+                _replace(stack, module, name, lambda *_: False)
+        _replace(stack, torch.nn.functional, "one_hot", one_hot)
+        _replace(stack, torch.nn.Module, "_apply", _apply)
+        _replace(stack, FakeTensor, "__format__", _format)
         amp = import_module("torch.cuda.amp.common")
         _replace(stack, amp, "amp_definitely_not_available", lambda: False)
-        _replace(stack, torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+        if job.device == "cuda":
+            stack.enter_context(pretended(job.compute_capability))
         if job.device != "cpu":
             stack.enter_context(attention.installed())
         yield
+
+
+def _module(name: str) -> Any:
+    """A module by its name; None where this version has none, and so nothing to replace in it."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        return None
 
 
 def _replace(stack: ExitStack, module: Any, name: str, value: Any) -> None:
@@ -51,12 +61,19 @@ def _replace(stack: ExitStack, module: Any, name: str, value: Any) -> None:
     stack.callback(setattr, module, name, before)
 
 
-def _answers_by(unpadded: bool) -> Any:
-    """Whether a two-way mask may be left out: read off the padding mask, whose test allocates."""
+def _format(tensor: torch.Tensor, form: str) -> str:
+    """A number in an f-string, which names a module at times; of a fake one torch writes what it is."""
+    return format(tensor.item(), form) if tensor.dim() == 0 else object.__format__(tensor, form)
 
-    def answer(padding_mask: torch.Tensor | None, *_: Any, **__: Any) -> bool:
-        if padding_mask is not None:
-            padding_mask.all()
-        return unpadded
 
-    return answer
+def _apply(module: Any, change: Any, recurse: bool = True) -> Any:
+    """What Module.to does: plain tensors get other data, while fake ones would be swapped, which they refuse."""
+    for part in module.modules() if recurse else (module,):
+        for parameter in part._parameters.values():
+            if parameter is not None:
+                with torch.no_grad():
+                    parameter.data = change(parameter)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = change(buffer)
+    return module

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 import transformers
 
-from peftplan.errors import BadInput, MachineLacks
+from peftplan.errors import MachineLacks
 from peftplan.measure.trace.job import Quantization
 from peftplan.measure.trace.model import FLOATS
 
 
-def quantize(model: Any, how: Quantization, base_dtype: str) -> None:
-    """Pack the model's linears as from_pretrained does with a BitsAndBytesConfig."""
+def quantize(model: Any, how: Quantization, base_dtype: str) -> list[str]:
+    """Pack the model's linears as from_pretrained does with a BitsAndBytesConfig; returns what is to be said."""
     try:
         import bitsandbytes
     except ImportError:
@@ -40,12 +40,17 @@ def quantize(model: Any, how: Quantization, base_dtype: str) -> None:
         if isinstance(module, (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)):
             _pack(bitsandbytes, module, dense[name], how)
             packed += 1
-    if not packed:
-        raise BadInput("the load packs no module of this model: it has no nn.Linear that bitsandbytes converts")
     model.is_loaded_in_4bit, model.is_loaded_in_8bit = four_bit, not four_bit
     model.is_quantized = True
     model.quantization_method = config.quant_method
-    model.config.quantization_config = config
+    model.config.quantization_config, model.config._is_quantized = config, True
+    if not packed:
+        return [
+            f"the {how.kind} load packs nothing of this model: it has no nn.Linear itself, only classes of its own"
+        ]
+    if how.kind == "int8":
+        return ["no activation is taken to reach the int8 outlier threshold: those that do add a few columns"]
+    return []
 
 
 def _not_converted(model: Any) -> list[str]:
@@ -53,6 +58,10 @@ def _not_converted(model: Any) -> list[str]:
     from transformers.quantizers.base import HfQuantizer
 
     wide = getattr(model, "_keep_in_fp32_modules", None)
+    if not hasattr(HfQuantizer, "get_modules_to_not_convert"):  # before transformers 4.51
+        from transformers.integrations.bitsandbytes import get_keys_to_not_convert
+
+        return [*get_keys_to_not_convert(model), *(wide or ())]
     found: list[str] = HfQuantizer.get_modules_to_not_convert(model, None, wide)
     return found
 

@@ -5,39 +5,43 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from peftplan.measure.trace import fake_cuda
-from peftplan.measure.trace.adapters import adapt
+from peftplan.errors import BadInput
+from peftplan.measure.trace import fake_cuda, flash_package
+from peftplan.measure.trace.adapters import adapt, explained
 from peftplan.measure.trace.attention import Attention
-from peftplan.measure.trace.job import Job
+from peftplan.measure.trace.data_dependent import Answers
+from peftplan.measure.trace.job import META_CANNOT_SEE, Job
 from peftplan.measure.trace.kernels import cuda_kernels
 from peftplan.measure.trace.materialize import materialize, tensors
-from peftplan.measure.trace.model import build_model
+from peftplan.measure.trace.model import build_model, num_inactive_params
 from peftplan.measure.trace.patches import patched
 from peftplan.measure.trace.quantized import quantize
 from peftplan.measure.trace.recording import ADAPTER, BUFFER, LOAD, PARAMETER, Recording
+from peftplan.measure.trace.shapes import wider_shapes
 from peftplan.measure.trace.shortcut import Shortcut
 from peftplan.measure.trace.tracker import Tracker
+from peftplan.measure.trace.trainer_loop import TrainerLoop
 from peftplan.measure.trace.training import Training
 from peftplan.memory.overheads import cublas_workspace_bytes
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
-META_CANNOT_SEE = (
-    "this process has no fake CUDA device ({reason}), so the trace ran on meta tensors: it sees no autocast casts, "
-    "takes dropout's mask for a tensor of the input's type, and breaks up operations that have no meta kernel"
-)
 
 Progress = Callable[[float, str], None]
 
 
 def prepare(job: Job) -> tuple[Job, list[str]]:
     """The job on the device that this process can pretend, and what is to be said of it."""
+    if job.device == "cpu":  # tensors that bitsandbytes makes when it is loaded are none of the run's
+        with suppress(ImportError):
+            import_module("bitsandbytes.functional")
     if job.device != "cuda":
         return job, []
     try:
@@ -50,23 +54,32 @@ def prepare(job: Job) -> tuple[Job, list[str]]:
 def run(job: Job, progress: Progress) -> Recording:
     """Trace `num_steps` training steps."""
     job, notes = prepare(job)
+    with flash_package.installed(job) as package:
+        return _run(job, notes, package, progress)
+
+
+def _run(job: Job, notes: list[str], package: flash_package.FlashPackage, progress: Progress) -> Recording:
     started = time.perf_counter()
     progress(0.0, "building the model")
     model = inner = build_model(job.config, job.base_dtype, job.attention, job.num_layers)
+    num_inactive = num_inactive_params(model)
     if job.quantization is not None:
-        quantize(model, job.quantization, job.base_dtype)
+        notes += quantize(model, job.quantization, job.base_dtype)
     base = {id(parameter) for parameter in model.parameters()}
     num_params = _count(model.parameters())
     if job.peft is not None:
-        model = adapt(model, job)
+        model, said = adapt(model, job)
+        notes += said
     if job.checkpointing:
-        inner.gradient_checkpointing_enable({"use_reentrant": job.use_reentrant})
+        _checkpoint(inner, job)
     adapters = {name for name, parameter in model.named_parameters() if id(parameter) not in base}
     attention = Attention(job.compute_capability, job.device)
     kernels = {} if job.device == "cpu" else cuda_kernels(job.compute_capability)
     workspace = 0 if job.device == "cpu" else cublas_workspace_bytes(job.compute_capability)
+    kernels |= wider_shapes() | Answers(lambda note: None if note in notes else notes.append(note)).kernels()
     fakes, call = _fakes(job)
     tracker = Tracker(job.device, kernels, workspace, _StepProgress(job, inner, progress), call)
+    package.tracker = tracker
     collecting = gc.isenabled()
     gc.disable()  # cycles would end at moments that depend on this process
     try:
@@ -78,9 +91,12 @@ def run(job: Job, progress: Progress) -> Recording:
             tracker.watch(model)
             built = time.perf_counter()
             tracker.take_cublas_workspace("forward")
-            training = Training(job, model, inner, tracker)
+            training = (TrainerLoop if job.trainer else Training)(job, model, inner, tracker)
             for number in range(job.num_steps):
-                training.step(number)
+                _tag_standing(tracker, model, adapters)  # a first pass may have put others in place of some
+                tracker.settle()
+                with explained(job):
+                    training.step(number)
     finally:
         if collecting:
             gc.enable()
@@ -89,6 +105,7 @@ def run(job: Job, progress: Progress) -> Recording:
         libraries={name: found for name in LIBRARIES if (found := _version(name))},
         device=job.device,
         notes=notes,
+        num_inactive_params=num_inactive,
         attention_kernels=sorted(attention.kernels),
         attention=getattr(inner.config, "_attn_implementation", job.attention),
         build_s=built - started,
@@ -96,6 +113,13 @@ def run(job: Job, progress: Progress) -> Recording:
         architecture=type(inner).__name__,
     )
     return tracker.recording
+
+
+def _checkpoint(model: Any, job: Job) -> None:
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": job.use_reentrant})
+    except ValueError as error:
+        raise BadInput(f"transformers refuses checkpointing: {error} Use --no-checkpointing.") from error
 
 
 def _fakes(job: Job) -> tuple[AbstractContextManager[Any], Callable[..., Any]]:

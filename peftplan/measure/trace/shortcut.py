@@ -5,7 +5,7 @@ of a kind runs through torch's fake tensors; its results are described, and the 
 from the description, at a fraction of the cost. What depends on values, changes a tensor's layout in place
 or is not described to the last detail runs through torch every time.
 
-Source: torch 2.13 torch/_subclasses/fake_tensor.py (what its own cache compares).
+Source: torch-fake-tensors (fake_tensor.py, what its own cache compares).
 """
 
 from __future__ import annotations

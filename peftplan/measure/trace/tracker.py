@@ -1,8 +1,7 @@
 """Watches every storage: a dispatch mode that sees each operation's results and hears of each storage's end.
 
 A storage is known by its StorageImpl; torch keeps the Python wrapper alive as long as that, so a weak
-reference to the wrapper tells when its memory would be given back. Modules are known by forward hooks, and
-in backward by the number of the autograd node (hooks of autograd itself would change what is saved).
+reference to the wrapper tells when its memory would be given back.
 
 Source: torch 2.13 engine.cpp and input_buffer.cpp (sums in place), torch/_subclasses/fake_tensor.py.
 """
@@ -16,26 +15,31 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from peftplan.measure.trace.in_place import DERIVATIVES, on_plain_tensors
+from peftplan.measure.trace.modules import Modules, nodes_made
 from peftplan.measure.trace.recording import (
     ACTIVATION,
     BACKWARD,
+    BUFFER,
     FORWARD,
     KERNEL,
     LOAD,
     LOSS,
     RECOMPUTED,
+    STEP,
     TEMPORARY,
     WORKSPACE,
     Mark,
     Recording,
 )
+from peftplan.measure.trace.sums import adds_into_first, engines_references
+from peftplan.measure.trace.values import follow
 
 aten = torch.ops.aten
 # Whatever is called for its device alone: most of all dispatches, and it allocates nothing.
 _DEVICE_OF = torch.ops.prim.device.default
+_LOG_SOFTMAX = aten._log_softmax.default
 _LOG_SOFTMAX_BACKWARD = aten._log_softmax_backward_data.default
-# References that a sum's first operand has from here when the engine alone owns it.
-_OWNED_BY_ENGINE, _STORAGE_OWNED_BY_ENGINE = 4, 2
 
 Kernel = Callable[["Tracker", Any, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -51,7 +55,10 @@ class _Living:
 
 
 class Tracker(TorchDispatchMode):
-    """Fills a Recording while it is entered; `kernels` answer for operations whose buffers fakes do not show."""
+    """Fills a Recording while it is entered; `kernels` answer for operations whose buffers fakes do not show.
+
+    `entered` is told the step and phase whenever a module runs; `call` runs an operation.
+    """
 
     def __init__(
         self,
@@ -66,16 +73,18 @@ class Tracker(TorchDispatchMode):
         self.kernels = kernels
         self.cublas_workspace_bytes = cublas_workspace_bytes
         self.backward_workspace_taken = False
-        self.entered = entered  # told of each module that runs: step and phase
         self.call = call  # runs an operation
         self.recording = Recording()
         self.phase = LOAD
         self.step = 0
         self.live_bytes = 0
         self._loss_ends = False
+        self._loss_pieces = 0  # log-softmaxes of the loss whose backward is still to come
+        self._engines_references = engines_references()
         self._living: dict[int, _Living] = {}
-        self._modules: list[str] = []
-        self._module_of_node: dict[int, str] = {}
+        self.modules = Modules(lambda: entered(self.step, self.phase))
+        self.watch, self.place = self.modules.watch, self.modules.place
+        self._running = self.modules.running
         self._texts: dict[str, int] = {}
         self._shapes: dict[tuple[int, ...], int] = {}
 
@@ -112,6 +121,14 @@ class Tracker(TorchDispatchMode):
         if living is not None:
             self.recording.categories[living.number] = self._text(category)
             self.recording.modules[living.number] = self._text(name)
+            self.recording.operations[living.number] = self._text("load")
+
+    def settle(self) -> None:
+        """Between two steps: what is still alive of an earlier one is kept by the model, like a buffer."""
+        passing = (ACTIVATION, RECOMPUTED, TEMPORARY)
+        for living in self._living.values():
+            if self.recording.texts[self.recording.categories[living.number]] in passing:
+                self.recording.categories[living.number] = self._text(BUFFER)
 
     def take_cublas_workspace(self, thread: str) -> None:
         """What torch allocates for a thread's cuBLAS handle, once; forward and backward have one each."""
@@ -121,6 +138,7 @@ class Tracker(TorchDispatchMode):
     def end_loss(self) -> None:
         """The loss has given its gradient to the head."""
         self._loss_ends = False
+        self._loss_pieces = 0
         if self.phase == LOSS:
             self.enter_phase(BACKWARD)
 
@@ -147,23 +165,25 @@ class Tracker(TorchDispatchMode):
         recording.shapes.append(known)
         recording.dtypes.append(self._text(dtype))
         recording.operations.append(self._text(operation))
-        recording.modules.append(self._text(self._place()))
+        recording.modules.append(self._text(self.place()))
         recording.categories.append(self._text(category))
         recording.events.append(number + 1)
         self.live_bytes += size
         return _Living(number, size)
 
     def _category(self) -> str:
-        if self.phase == FORWARD or (self.phase == LOSS and torch._C._current_autograd_node() is None):
+        if self.phase == FORWARD:
             return ACTIVATION
-        if self._modules and self.phase in (LOSS, BACKWARD):
+        if self.phase == LOSS and self._running and torch._C._current_autograd_node() is None:
+            return ACTIVATION
+        if self._running and self.phase in (LOSS, BACKWARD):
             return RECOMPUTED
         return TEMPORARY
 
     def _track(self, tensor: torch.Tensor, operation: str) -> _Living | None:
         place = getattr(tensor, "fake_device", None) or tensor.device
-        if place.type != self.device:
-            return None
+        if place.type != self.device or tensor.layout is not torch.strided:
+            return None  # what a sparse tensor is made of was seen before
         storage = tensor.untyped_storage()
         key = storage._cdata
         living = self._living.get(key)
@@ -185,30 +205,6 @@ class Tracker(TorchDispatchMode):
         living.reference = weakref.ref(storage, ended)
         return living
 
-    # ---- where
-
-    def watch(self, model: torch.nn.Module) -> None:
-        """Follow which module runs."""
-        for name, module in model.named_modules():
-            module.register_forward_pre_hook(lambda _, __, name=name: self._enter(name))
-            module.register_forward_hook(self._leave, always_call=True)
-
-    def _enter(self, name: str) -> None:
-        self._modules.append(name)
-        self.entered(self.step, self.phase)
-
-    def _leave(self, *_: Any) -> None:
-        if self._modules:
-            self._modules.pop()
-
-    def _place(self) -> str:
-        if self._modules:
-            return self._modules[-1]
-        node = torch._C._current_autograd_node()
-        if node is None:
-            return ""
-        return self._module_of_node.get(node._sequence_nr(), "") or node.name()
-
     # ---- operations
 
     @classmethod
@@ -223,17 +219,30 @@ class Tracker(TorchDispatchMode):
             return getattr(args[0], "fake_device", None) or func(*args, **kwargs)
         if self._loss_ends:  # what its backward held is gone by now
             self.end_loss()
-        if self._modules and torch.is_grad_enabled():
-            self._module_of_node[torch.autograd._get_sequence_nr() - 1] = self._modules[-1]
+        if nodes_made() != self.modules.nodes_noted:
+            self.modules.note_nodes()
         if func is aten.add.Tensor and self._sums_in_place(args):
             return args[0].add_(args[1])
+        if func in DERIVATIVES and not self._running:
+            func = on_plain_tensors(func)
         kernel = self.kernels.get(func)
         if kernel is not None:
             return kernel(self, func, args, kwargs)
+        return self.ordinary(func, args, kwargs)
+
+    def ordinary(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation that takes nothing beside its results, and record these."""
+        before = len(self.recording.sizes)
         out = self.call(func, args, kwargs)
         self.see(out, func)
-        if func is _LOG_SOFTMAX_BACKWARD:
-            self._loss_ends = True
+        if self.phase in (LOAD, STEP) and args:
+            self._name_after(args[0], out, before)
+        follow(func, args, kwargs, out)
+        if self.phase == LOSS and func is _LOG_SOFTMAX:
+            self._loss_pieces += 1
+        elif func is _LOG_SOFTMAX_BACKWARD:
+            self._loss_pieces -= 1
+            self._loss_ends = self._loss_pieces <= 0
         return out
 
     def see(self, out: Any, func: Any) -> None:
@@ -245,18 +254,25 @@ class Tracker(TorchDispatchMode):
                 if isinstance(part, torch.Tensor):
                     self._track(part, func._name)
 
+    def _name_after(self, given: Any, out: Any, before: int) -> None:
+        """Name what is made where no module runs, for and by the optimizer, after the tensor it is made from."""
+        several = isinstance(given, (tuple, list)) and isinstance(out, (tuple, list))
+        for source, made in zip(given, out) if several else ((given, out),):
+            numbers = [
+                living.number
+                for tensor in (source, made)
+                if isinstance(tensor, torch.Tensor)
+                and (living := self._living.get(tensor.untyped_storage()._cdata)) is not None
+            ]
+            if len(numbers) == 2 and numbers[1] >= before:
+                self.recording.modules[numbers[1]] = self.recording.modules[numbers[0]]
+
     def _sums_in_place(self, args: tuple[Any, ...]) -> bool:
         """Whether the engine would add two gradients into the first, which it owns.
 
         Where gradients meet, the engine adds into a buffer that nothing else refers to; under a dispatch
         mode it does not dare, so it is done here.
         """
-        if self.phase not in (LOSS, BACKWARD) or self._modules or torch.is_grad_enabled() or len(args) != 2:
+        if self.phase not in (LOSS, BACKWARD) or self._running or torch.is_grad_enabled():
             return False
-        first, second = args
-        if not isinstance(second, torch.Tensor) or first.dtype != second.dtype or first.shape != second.shape:
-            return False
-        if first._use_count() > _OWNED_BY_ENGINE:
-            return False
-        storage = first.untyped_storage()._cdata
-        return bool(torch._C._storage_Use_Count(storage) <= _STORAGE_OWNED_BY_ENGINE)
+        return adds_into_first(args, self._engines_references)

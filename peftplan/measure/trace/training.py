@@ -5,12 +5,12 @@ Labels go to the model, its output is dropped before backward, gradients are set
 
 from __future__ import annotations
 
-import types
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
+from peftplan.errors import BadInput
 from peftplan.measure.trace import losses, optimizers
 from peftplan.measure.trace.job import Job
 from peftplan.measure.trace.model import FLOATS
@@ -25,12 +25,18 @@ from peftplan.measure.trace.recording import (
     STEP,
 )
 from peftplan.measure.trace.tracker import Tracker
+from peftplan.measure.trace.values import know_tokens
 
-_LARGEST_NORM = 1.0  # Trainer's default max_grad_norm
+# Methods that learn for several tasks: each row of a batch says which is its own.
+_OF_TASKS = ("MULTITASK_PROMPT_TUNING", "POLY")
 
 
 class Training:
     """A model in fake tensors and what trains it; `step` runs one optimizer step."""
+
+    # what only fake tensors need: a stand-in for the device while the optimizer runs, and the tokens' values
+    stepping = staticmethod(optimizers.stepping)
+    knowing = staticmethod(know_tokens)
 
     def __init__(self, job: Job, model: Any, inner: Any, tracker: Tracker) -> None:
         self.job, self.model, self.tracker = job, model, tracker
@@ -39,16 +45,21 @@ class Training:
         if job.master_weights:
             self.masters = [torch.nn.Parameter(p.detach().float()) for p in self.trained]
             tracker.tag(self.masters, MASTER)
-        self.optimizer = optimizers.make_optimizer(job.optimizer, self.masters or self.trained)
+        self.optimizer = self._make_optimizer()
         self.num_gradients = 0
         for parameter in self.trained:
             parameter.register_post_accumulate_grad_hook(self._accumulated)
+        losses.check(job, inner)
         losses.install(job, inner, tracker)
+        if job.loss == "fused":
+            losses.without_logits(inner)
+        self.beside = self._beside()
         head = inner.get_output_embeddings()
         if head is not None:
             head.register_forward_hook(self._head_done)
-        if job.trainer:
-            _convert_outputs(model)
+
+    def _make_optimizer(self) -> Any:
+        return optimizers.make_optimizer(self.job.optimizer, [self.masters or self.trained])
 
     def step(self, number: int) -> None:
         """One optimizer step of `num_micro_steps` micro-batches."""
@@ -57,37 +68,56 @@ class Training:
         for _ in range(self.job.num_micro_steps):
             tracker.enter_phase(FORWARD)
             batch = self._batch()
-            loss = self._forward(*batch)
-            if tracker.phase == FORWARD:
-                tracker.enter_phase(BACKWARD)
+            out = self._forward(batch)
+            loss = out.loss  # the one before it, and what its graph held, ends here
+            self._forward_ends()
+            if not self.job.keep_outputs:
+                out = None
             loss.backward()
             tracker.end_loss()
-            if self.job.trainer:  # it hands out a detached copy; a plain loop holds on to its variables
-                loss = loss.detach()
         tracker.enter_phase(STEP)
-        if self.job.trainer:
-            torch.nn.utils.clip_grad_norm_(self.trained, _LARGEST_NORM)
+        tracker.mark("update")
         self._apply()
-        del batch, loss
+        del batch, loss, out
         tracker.mark("step end")
 
-    def _batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch(self) -> dict[str, torch.Tensor]:
         """Token ids, which are the labels too, and attention mask: [micro_batch, seq_len]."""
         shape = (self.job.micro_batch, self.job.seq_len)
         ids = torch.zeros(shape, dtype=torch.long, device=self.job.device)
+        self.knowing(ids)
         mask = torch.ones(shape, dtype=torch.long, device=self.job.device)
+        if self.job.padding and mask.numel() > 1:  # by one token, the least that a padded batch has
+            mask.select(0, -1).narrow(0, -1, 1).zero_()
         self.tracker.tag([ids, mask], INPUT)
-        return ids, mask
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids}
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _beside(self) -> dict[str, torch.Tensor]:
+        """What a method wants to be told beside the batch."""
+        if self.job.peft is None or str(self.job.peft["peft_type"]).upper() not in _OF_TASKS:
+            return {}
+        task_ids = torch.zeros((self.job.micro_batch,), dtype=torch.long, device=self.job.device)
+        self.tracker.tag([task_ids], INPUT)
+        return {"task_ids": task_ids}
+
+    def _forward(self, batch: dict[str, Any]) -> Any:
+        try:
+            with self._autocast():
+                return self.model(**batch, **self.beside)
+        except StopIteration as error:
+            raise BadInput(
+                "--attention flash: transformers casts fp32 inputs to the type of the attention's first nn.Linear, "
+                "and this model's has none; use a 16-bit base or --precision bf16-mixed, or take --attention sdpa"
+            ) from error
+
+    def _forward_ends(self) -> None:
+        """Forward has given its output."""
         tracker = self.tracker
-        with self._autocast():
-            out = self.model(input_ids=ids, attention_mask=mask, labels=ids)
-            loss: torch.Tensor = out.loss
         tracker.mark("forward end")
         if not tracker.backward_workspace_taken:
             tracker.take_cublas_workspace("backward")
-        return loss
+        if tracker.phase == FORWARD:
+            tracker.enter_phase(BACKWARD)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.job.autocast is None or self.job.device == "meta":
@@ -101,8 +131,10 @@ class Training:
                     master.grad = parameter.grad.float()
                     parameter.grad = None
             self.tracker.tag([master.grad for master in self.masters], GRADIENT)
-        self.optimizer.step()
+        with self.stepping():
+            self.optimizer.step()
         self.tracker.tag(optimizers.states(self.optimizer), OPTIMIZER_STATE)
+        self.tracker.recording.facts["paged_bytes"] = optimizers.paged_bytes(self.optimizer)
         if self.masters:
             with torch.no_grad():
                 for master, parameter in zip(self.masters, self.trained):
@@ -116,10 +148,3 @@ class Training:
     def _head_done(self, *_: Any) -> None:
         if self.tracker.phase == FORWARD:
             self.tracker.enter_phase(LOSS)
-
-
-def _convert_outputs(model: Any) -> None:
-    """As accelerate prepares a model for mixed precision: floating-point outputs come out in fp32."""
-    from accelerate.utils.operations import convert_outputs_to_fp32
-
-    model.forward = types.MethodType(convert_outputs_to_fp32(model.forward.__func__), model)

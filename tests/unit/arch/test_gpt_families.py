@@ -1,4 +1,4 @@
-"""GPT-2, GPT-NeoX, GPT-J, OPT, Phi, Falcon and Bloom: counts, targets, refusals, and what one block saves."""
+"""GPT-2, BigCode, NeoX, GPT-J, OPT, Phi, Falcon and Bloom: counts, targets, refusals, what one block saves."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ PLAIN_NAMES = {"hidden_size": HIDDEN, "num_hidden_layers": 4, "num_attention_hea
 
 TINY: dict[str, dict[str, Any]] = {
     "gpt2": GPT2_NAMES,
+    "gpt_bigcode": GPT2_NAMES,
     "gptj": {**GPT2_NAMES, "rotary_dim": 16},
     "bloom": {"hidden_size": HIDDEN, "n_layer": 4, "n_head": HEADS},
     "gpt_neox": {**PLAIN_NAMES, "intermediate_size": 4 * HIDDEN},

@@ -62,3 +62,46 @@ def test_cached_segments_are_given_back_before_a_request_fails() -> None:
     allocator.allocate(28 * MIB)
     assert allocator.reserved_bytes == 28 * MIB
     assert allocator.peak_reserved_bytes == 28 * MIB
+
+
+def test_of_equal_free_blocks_the_lowest_address_is_taken() -> None:
+    """Free blocks of one size are handed out by address, whatever the order in which they came back."""
+    allocator = CachingAllocator()
+    first, _, second = (allocator.allocate(12 * MIB) for _ in range(3))
+    allocator.release(second, small=False)
+    allocator.release(first, small=False)
+    assert allocator.allocate(12 * MIB).address == first.address
+
+
+def test_segments_and_blocks_fill_what_is_reserved() -> None:
+    """Blocks follow one another without a gap in each segment, and all segments add up to what is reserved."""
+    allocator = CachingAllocator()
+    blocks = [allocator.allocate(size) for size in (512, 3 * MIB, 8 * MIB, 40 * MIB, 1024)]
+    allocator.release(blocks[1], small=False)
+    total = 0
+    for segment in allocator.segments():
+        expected = segment.blocks[0].address
+        for block in segment.blocks:
+            assert block.address == expected
+            expected += block.size
+            total += block.size
+    assert total == allocator.reserved_bytes == 62 * MIB
+
+
+def test_history_tells_what_was_taken_and_given_back() -> None:
+    """A request beyond the capacity gives back the free segment, then takes its own: one retry."""
+    allocator = CachingAllocator(30 * MIB)
+    allocator.release(allocator.allocate(20 * MIB), small=False)
+    allocator.allocate(28 * MIB)
+    assert [event.action for event in allocator.history] == ["segment_alloc", "segment_free", "segment_alloc"]
+    assert [event.num_bytes for event in allocator.history] == [20 * MIB, 20 * MIB, 28 * MIB]
+    assert allocator.num_retries == 1
+
+
+def test_inactive_bytes_are_those_of_segments_partly_in_use() -> None:
+    """What is free beside a block in use cannot be given back; a segment that is wholly free can."""
+    allocator = CachingAllocator()
+    allocator.allocate(8 * MIB)
+    assert allocator.inactive_split_bytes() == 12 * MIB
+    allocator.release(allocator.allocate(30 * MIB), small=False)
+    assert allocator.inactive_split_bytes() == 12 * MIB

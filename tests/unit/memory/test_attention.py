@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from peftplan.memory.efficient import backward_tile, backward_workspace_bytes
 from peftplan.memory.player import Player
+from peftplan.memory.workspaces.attention import backward_tile, backward_workspace_bytes
 from peftplan.specs.formats import BF16, BOOL, FP16, FP32, DType
 from peftplan.specs.tensors import Tensor
 
