@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +26,12 @@ class Done(NamedTuple):
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--regenerate-golden` writes the golden screens anew instead of comparing them."""
     parser.addoption("--regenerate-golden", action="store_true", help="write tests/golden/*.txt anew")
+
+
+def pytest_configure() -> None:
+    """Interrupts reach what the tests start, also where a shell began them in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

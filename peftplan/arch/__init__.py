@@ -62,7 +62,10 @@ def build_model(config: Mapping[str, Any], where: str = "config", versions: Vers
         model_type = _family(reader)
     if model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        raise BadInput(f"{where}: model_type is {shown(reader.get('model_type'))}; known families are {known}")
+        raise BadInput(
+            f"{where}: model_type is {shown(reader.get('model_type'))}; known families are {known}; "
+            "`peftplan trace` takes all that the installed transformers has"
+        )
     does = reader.behaviour = behaviour(versions, model_type)
     spec: ModelSpec = import_module(f"peftplan.arch.{FAMILIES[model_type]}").build(reader)
     spec.behaviour = does
