@@ -248,6 +248,11 @@ SOURCES: dict[str, Source] = {
         "peft/tuners/lora/layer.py, peft/tuners/lora/bnb.py",
         _PEFT,
     ),
+    "fitcheck-reserved": Source(
+        "Allocated and reserved memory of 69 runs that others measured on a T4",
+        "documentation: profiles/published/fitcheck_t4_reserved.csv, from fitcheck-llm's data/measurements",
+        "fitcheck-llm 0.3.1",
+    ),
     "pypi": Source(
         "Release dates of torch, transformers, peft and bitsandbytes",
         "documentation: the release histories of the Python Package Index",

@@ -7,11 +7,11 @@ enough is taken (of equal ones that at the lowest address), split when more than
 reserved until a request would fail: then every segment that is wholly free is given back, and the request
 is tried once more.
 
-Sizes are multiples of 512 bytes. Addresses are virtual; each new segment lies above those before it, so of
-two equal free blocks the older segment's is taken. That order is the driver's: where it hands out falling
-addresses instead, reserved bytes differ by a percent or so either way.
+Sizes are multiples of 512 bytes. Addresses are virtual; each new segment lies below those before it, so of
+two equal free blocks the younger segment's is taken. That order is the driver's: with rising addresses the
+peaks that were measured on a T4 are missed by up to 9 %, with falling ones by less than 0.2 %.
 
-Source: torch 2.13 c10/cuda/CUDACachingAllocator.cpp.
+Source: torch 2.13 c10/cuda/CUDACachingAllocator.cpp, fitcheck-reserved.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MIN_BLOCK = 512
 # A key orders free blocks by size, then address, in one integer: sizes leave 9 bits free, addresses take 48.
 KEY_SHIFT = 39
 ADDRESS_MASK = (1 << 48) - 1
+FIRST_ADDRESS = 1 << 46  # segments lie below, each below those before it
 
 
 class Block:
@@ -114,7 +115,7 @@ class CachingAllocator:
         self.small = Pool(MIN_BLOCK - 1)
         self.large = Pool(SMALL_REQUEST)
         self._heads: dict[int, tuple[bool, Block]] = {}  # first block of each segment, by address
-        self._next_address = 0
+        self._lowest_address = FIRST_ADDRESS
 
     def allocate(self, size: int) -> Block:
         """A block of at least `size` bytes."""
@@ -162,7 +163,7 @@ class CachingAllocator:
 
     def segments(self) -> Iterator[Segment]:
         """What is reserved now, lowest address first."""
-        for large, head in self._heads.values():
+        for large, head in reversed(self._heads.values()):
             yield Segment(large, tuple(_chain(head)))
 
     def inactive_split_bytes(self) -> int:
@@ -189,10 +190,10 @@ class CachingAllocator:
             segment = LARGE_SEGMENT
         else:
             segment = -(-size // OWN_SEGMENT_MULTIPLE) * OWN_SEGMENT_MULTIPLE
-        address = self._next_address
+        address = self._lowest_address - segment
         if not self._reserve("segment_alloc", address, segment):
             return None
-        self._next_address += segment
+        self._lowest_address = address
         block = Block(address, segment, None, None)
         self._heads[address] = (pool is self.large, block)
         return block
