@@ -93,6 +93,50 @@ class GpuFit(_Frozen):
     headroom_bytes: int
 
 
+class TimeInterval(_Frozen):
+    """Where `step_s` is expected to lie, how often, and on what ground."""
+
+    low_s: float
+    high_s: float
+    coverage: float
+    basis: str
+
+
+class Time(_Frozen):
+    """One optimizer step: all its micro-batches, on every GPU at once.
+
+    `terms` are the seconds of its parts and sum to `step_s`; `bound` names what most of them wait for.
+    """
+
+    step_s: float
+    tokens_per_s: float  # of all GPUs together
+    bound: str
+    terms: dict[str, float]
+    interval: TimeInterval
+    num_flop: float  # a GPU computes in a step, recomputation included
+    hfu_frac: float | None  # of the GPU's peak rate, with what is computed twice; None without a peak
+    mfu_frac: float | None  # the same without it
+
+
+class Cost(_Frozen):
+    """A whole run, in hours and dollars: low, middle and high."""
+
+    hours: float
+    hours_low: float
+    hours_high: float
+    usd: float
+    usd_low: float
+    usd_high: float
+    usd_per_gpu_hour: float
+    price_source: str
+    price_date: str
+    num_tokens: int
+    num_steps: int
+    energy_kwh: float
+    parts: dict[str, float]  # hours of training, evaluation, checkpoints, ...: they sum to `hours`
+    notes: tuple[str, ...] = ()
+
+
 class RecipeTotal(_Frozen):
     """The same run under another precision recipe."""
 
@@ -110,8 +154,8 @@ class Report(_Frozen):
     method: MethodFacts
     memory: Memory
     gpu: GpuFit | None
-    time: None = None
-    cost: None = None
+    time: Time | None = None
+    cost: Cost | None = None
     recipes: tuple[RecipeTotal, ...] = ()
     versions: dict[str, str]
     notes: tuple[str, ...]
