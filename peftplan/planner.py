@@ -87,8 +87,8 @@ def settle(plan: Plan) -> Settled:
     return settled
 
 
-def estimate(request: Request) -> Report:
-    """Memory of one run on one device, from the model's config alone."""
+def estimate(request: Request, *, recipes: bool = True) -> Report:
+    """Memory of one run on one device, from the model's config alone; `recipes`: other precisions' totals too."""
     plan = resolve(request)
     settled = settle(plan)
     memory = _memory(plan, settled)
@@ -112,7 +112,7 @@ def estimate(request: Request) -> Report:
         gpu=_fit(plan.gpu, plan, settled, memory) if plan.gpu is not None else None,
         time=None,
         cost=None,
-        recipes=_other_recipes(plan),
+        recipes=_other_recipes(plan) if recipes else (),
         versions=plan.versions.by_name(),
         notes=_notes(plan, settled),
     )

@@ -15,11 +15,13 @@ AttentionName = Literal["sdpa", "flash", "eager"]
 LossName = Literal["standard", "fused", "chunked"]
 QuantName = Literal["nf4", "fp4", "int8"]
 LoopName = Literal["plain", "trainer"]
-ShardingName = Literal["none"]
+KernelsName = Literal["eager", "fused"]
+ShardingName = Literal["none", "ddp"]
 EngineName = Literal["closed", "trace"]
 
 MAX_TOKENS = 10**8
 MAX_RANK = 10**6
+MAX_GPUS = 4096
 
 
 class Request(BaseModel):
@@ -109,9 +111,22 @@ class Request(BaseModel):
     loss: Annotated[
         LossName, Field(description="cross-entropy: whole logits, fused with the head, or in chunks")
     ] = "standard"
+    kernels: Annotated[
+        KernelsName,
+        Field(
+            description="eager: one kernel for each operation; fused: norms, rotary embeddings, activations and "
+            "losses in one each (torch.compile, Triton, Liger); changes time alone, for memory see --loss"
+        ),
+    ] = "eager"
     gpu: Annotated[str | None, Field(description="GPU from the catalogue; default: kernels of an A100 80GB")] = None
-    gpus: Annotated[int, Field(ge=1, le=1, strict=True, description="number of GPUs")] = 1
-    sharding: Annotated[ShardingName, Field(description="how state is sharded over GPUs")] = "none"
+    gpus: Annotated[
+        int,
+        Field(ge=1, le=MAX_GPUS, strict=True, description="number of GPUs; several share a step's batch (data parallel)"),
+    ] = 1
+    sharding: Annotated[
+        ShardingName,
+        Field(description="how state is spread over GPUs; ddp: not at all, each holds everything"),
+    ] = "none"
     transformers: Annotated[
         str | None,
         Field(description="release of transformers whose behaviour is mirrored, such as 4.46; default 5.23"),

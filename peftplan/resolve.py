@@ -111,6 +111,7 @@ def settle_fields(request: Request, method: Method | PeftMethod, max_seq_len: in
         padding=filled.padding,
         use_reentrant=filled.use_reentrant,
         keep_outputs=filled.keep_outputs,
+        data_parallel=filled.gpus > 1,
         num_batches=filled.grad_accum if filled.loop == "trainer" else 1,
     )
     return Settings(filled, spec, step, gpu, requested_versions(request))
@@ -173,6 +174,8 @@ def _fill(request: Request, method: Method | PeftMethod, max_seq_len: int | None
             "--use-reentrant names a kind of gradient checkpointing, and --no-checkpointing turns that off; "
             "leave one of the two out"
         )
+    if request.sharding == "ddp" and request.gpus == 1:
+        raise BadInput("--sharding ddp spreads a batch over several GPUs, and --gpus is 1; give --gpus 2 or more")
     limit = max_seq_len or DEFAULT_SEQ_LEN
     precision = request.precision or method.default_precision
     base = request.base_dtype
@@ -187,6 +190,7 @@ def _fill(request: Request, method: Method | PeftMethod, max_seq_len: int | None
             "base_dtype": base,
             "quant": quant,
             "kbit_prepare": prepare,
+            "sharding": "ddp" if request.gpus > 1 else request.sharding,
             "optimizer": optimizer.strip().lower().replace("_", "-"),
             **requested_versions(request).by_name(),
         }

@@ -149,6 +149,16 @@ SOURCES: dict[str, Source] = {
         "aten/src/ATen/native/ForeachUtils.h, cuda/ForeachReduceOp.cu, MultiTensorApply.cuh, fused_adamw_impl.cuh",
         _TORCH,
     ),
+    "torch-ddp": Source(
+        "DistributedDataParallel: gradients in buckets, cut anew after the first step",
+        "torch/nn/parallel/distributed.py, torch/csrc/distributed/c10d/reducer.cpp",
+        _TORCH,
+    ),
+    "nccl-buffers": Source(
+        "NCCL: buffers of a connection by protocol, channels of a communicator",
+        "https://github.com/NVIDIA/nccl, src/include/device.h; issues 864 and 986",
+        "2.27, read 2026-11",
+    ),
     "torch-grouped-mm": Source(
         "Grouped matrix products: one product a group before Hopper, CUTLASS from Hopper on",
         "aten/src/ATen/native/GroupedMMUtils.h, aten/src/ATen/native/cuda/GroupedBlas.cpp, GroupMM.cu",

@@ -11,6 +11,7 @@ from peftplan.memory.resident import Resident, Tally, tally_resident
 from peftplan.memory.step import play_step
 from peftplan.memory.timeline import Moment, Play, Timeline
 from peftplan.optimizers import OPTIMIZERS
+from peftplan.parallel.data_parallel import gradient_buckets
 from peftplan.specs.formats import BLOCK_BYTES
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.run import StepSpec
@@ -52,6 +53,8 @@ def account(model: ModelSpec, step: StepSpec) -> Account:
     """Play the step and settle its bytes."""
     timeline = play_step(model, step)  # first, since a forward pass may cast biases in place
     resident = tally_resident(model, OPTIMIZERS[step.optimizer], step.master_weights, step.trainer)
+    if step.data_parallel:
+        resident.buckets.add("copies of the gradients", gradient_buckets(model), 1)
     workspaces = all_workspaces_bytes(step.compute_capability)
     base = resident.allocated + workspaces
     if step.accumulating:
@@ -102,6 +105,8 @@ def _breakdown(
         _state("master weights", resident.master_weights),
         _state("optimizer states", resident.optimizer_states),
     ]
+    if resident.buckets.requested:
+        nodes.append(leaf("gradient buckets", resident.buckets.requested, "what GPUs sum gradients in", "torch-ddp"))
     if step.accumulating and not replaced:
         nodes.append(_state("gradients", resident.gradients))
     elif not replaced:

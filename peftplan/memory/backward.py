@@ -14,7 +14,7 @@ from peftplan.memory.references import ALONE_AS_ARGUMENT, ALONE_AS_ATTRIBUTE
 from peftplan.memory.tape import Engine
 from peftplan.memory.workspaces.reductions import SHARED_FROM, sum_rows_sizes
 from peftplan.specs.formats import DType
-from peftplan.specs.tensors import Parameter, Tensor
+from peftplan.specs.tensors import Parameter, Tensor, bytes_of
 
 # What a recomputation has of its own, and hands back when it ends.
 OWN_TO_A_RECOMPUTATION = (
@@ -28,6 +28,9 @@ OWN_TO_A_RECOMPUTATION = (
     "kind",
 )
 
+
+# The launch that adds a gradient to that of the micro-batch before.
+ACCUMULATE = "accumulate gradient"
 
 # Context of a node whose inputs are broadcast along the last dimension: their gradients are summed along it.
 ALONG_LAST = "along the last dimension"
@@ -104,9 +107,11 @@ class BackwardEngine(Engine):
         A linear's gradients are views of what its product made, and the engine does not own a view.
         """
         alone = getrefcount(held) <= ALONE_AS_ARGUMENT and getrefcount(held.storage) <= ALONE_AS_ATTRIBUTE
+        size = bytes_of(held, grad)
         if alone and not _viewed(held):
+            self.write("add_", held.dtype, size, held.numel * held.dtype.itemsize)
             return held
-        return self.new(held.shape, held.numel, held.dtype, "gradient sum")
+        return self.like(held, "gradient sum", size)
 
     def _accumulate(self, parameter: Parameter, grad: Tensor, node_layer: int) -> None:
         key = id(parameter), node_layer
@@ -115,13 +120,17 @@ class BackwardEngine(Engine):
             held = self.pending.pop(key, None)
             if held is not None:
                 own = getrefcount(held.storage) <= ALONE_AS_ATTRIBUTE and not _viewed(held)
-                grad = held if own else self.like(held, "gradient sum")
+                size = bytes_of(held, grad)
+                if own:
+                    self.write("add_", held.dtype, size, bytes_of(held))
+                grad = held if own else self.like(held, "gradient sum", size)
                 del held
             self.uses[key] -= 1
             if self.uses[key]:
                 self.pending[key] = grad
                 return
         if self.accumulating:
+            self.write(ACCUMULATE, grad.dtype, 2 * bytes_of(grad), bytes_of(grad))
             return  # added into the gradient that is there; `grad` goes with the caller's reference
         if getrefcount(grad.storage) > ALONE_AS_ATTRIBUTE:  # shared with another holder: cloned, not taken
             grad = self.like(grad, "gradient")
@@ -166,7 +175,7 @@ class BackwardEngine(Engine):
     # ---- what a gradient goes through on its way
     def sum_to(self, grad: Tensor, numel: int, along_last: bool = False) -> Tensor:
         """A gradient summed back to the size of what was broadcast: over its rows, or along the last dimension."""
-        out = self.new((numel,), numel, grad.dtype, "sum")
+        out = self.new((numel,), numel, grad.dtype, "sum", grad.numel * grad.dtype.itemsize)
         rows = grad.numel // numel
         if rows >= SHARED_FROM and not along_last:
             self.workspace("sum", *sum_rows_sizes(rows, numel, self.compute_capability))
@@ -174,7 +183,7 @@ class BackwardEngine(Engine):
 
     def cast(self, x: Tensor, dtype: DType) -> Tensor:
         """A copy in another type, outside the graph."""
-        return self.new(x.shape, x.numel, dtype, "_to_copy")
+        return self.new(x.shape, x.numel, dtype, "_to_copy", x.numel * x.dtype.itemsize)
 
 
 def _viewed(grad: Tensor) -> bool:

@@ -15,10 +15,18 @@ if TYPE_CHECKING:
 Backward = Callable[[Any, Any, Sequence[Any], Any], Sequence[Tensor | None]]
 
 
-class Record:
-    """One allocation: what it was for, its size, and the clock at its birth and death."""
+# What a further result of an operation reads: it is written by the launch that made the first.
+WITH_LAST = -1
 
-    __slots__ = ("born", "died", "dtype", "kind", "module", "nbytes", "op", "shape", "size")
+
+class Record:
+    """One allocation: what it was for, its size, and the clock at its birth and death.
+
+    It stands for the launch that writes it: `num_flop` (a multiply-add is two; of products only), and the
+    bytes that are read for it: None for as many as are written, `WITH_LAST` for a further result of a launch.
+    """
+
+    __slots__ = ("born", "died", "dtype", "kind", "module", "nbytes", "num_flop", "op", "read", "shape", "size")
 
     def __init__(
         self,
@@ -30,8 +38,11 @@ class Record:
         shape: tuple[int, ...],
         dtype: DType,
         kind: str,
+        read: int | None = None,
+        num_flop: int = 0,
     ) -> None:
         self.nbytes, self.size, self.born, self.died = nbytes, size, born, 0
+        self.read, self.num_flop = read, num_flop
         self.op, self.module, self.shape, self.dtype, self.kind = op, module, shape, dtype, kind
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from peftplan.memory.functions import FunctionOps
 from peftplan.memory.workspaces.bitsandbytes import multiplies_packed
 from peftplan.specs.formats import FP16, FP32, INT8, DType
-from peftplan.specs.tensors import Parameter, Tensor
+from peftplan.specs.tensors import Parameter, Tensor, bytes_of
 
 Grads = Sequence[Tensor | None]
 
@@ -21,16 +21,21 @@ Grads = Sequence[Tensor | None]
 def _linear_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     x, weight, _ = saved
     x_shape, x_numel, weight_shape, weight_numel, has_bias = context
-    grad_x = t.new(x_shape, x_numel, g.dtype, "mm") if weight is not None else None
-    grad_w = t.new(weight_shape, weight_numel, g.dtype, "mm.t") if x is not None else None
+    num_flop, size = 2 * x_numel * weight_shape[0], g.dtype.itemsize
+    grad_x = grad_w = None
+    if weight is not None:
+        grad_x = t.new(x_shape, x_numel, g.dtype, "mm", (g.numel + weight_numel) * size, num_flop)
+    if x is not None:
+        grad_w = t.new(weight_shape, weight_numel, g.dtype, "mm.t", (g.numel + x_numel) * size, num_flop)
     return (grad_x, grad_w, g if has_bias else None)
 
 
 def _bmm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     a, b = saved
     a_shape, a_numel, b_shape, b_numel = context
-    grad_a = t.new(a_shape, a_numel, g.dtype, "bmm") if b is not None else None
-    grad_b = t.new(b_shape, b_numel, g.dtype, "bmm") if a is not None else None
+    num_flop = 2 * g.numel * a_shape[-1]
+    grad_a = t.new(a_shape, a_numel, g.dtype, "bmm", bytes_of(g, b), num_flop) if b is not None else None
+    grad_b = t.new(b_shape, b_numel, g.dtype, "bmm", bytes_of(g, a), num_flop) if a is not None else None
     return (grad_a, grad_b)
 
 
@@ -42,17 +47,20 @@ def _linear_4bit_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     dense = t.dequantize_4bit(weight)
     if dense.dtype is not g.dtype:
         dense = t.cast(dense, g.dtype)
-    return (t.new(x_shape, x_numel, g.dtype, "matmul"), grad_bias)
+    read, num_flop = (g.numel + weight.numel) * g.dtype.itemsize, 2 * x_numel * weight.shape[0]
+    return (t.new(x_shape, x_numel, g.dtype, "matmul", read, num_flop), grad_bias)
 
 
 def _linear_8bit_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     weight, x_shape, x_numel, x_dtype, has_bias = context
     grad_bias = t.sum_to(g, weight.shape[0]) if has_bias else None
-    dense = t.new(weight.shape, weight.numel, x_dtype, "int8 weight dequantised")
-    scaled = t.new((weight.shape[0],), weight.shape[0], FP32, "mul")
+    rows = weight.shape[0]
+    dense = t.new(weight.shape, weight.numel, x_dtype, "int8 weight dequantised", weight.numel + 4 * rows)
+    scaled = t.new((rows,), rows, FP32, "mul")
     del scaled
     cast = t.cast(g, x_dtype) if g.dtype is not x_dtype else g
-    out = t.new(x_shape, x_numel, x_dtype, "mm")
+    read = (g.numel + weight.numel) * x_dtype.itemsize
+    out = t.new(x_shape, x_numel, x_dtype, "mm", read, 2 * x_numel * rows)
     del dense, cast
     return (out, grad_bias)
 
@@ -78,7 +86,9 @@ class MatrixOps(FunctionOps):
         )
         rows = weight.shape[0]
         numel = x.numel // x.shape[-1] * rows
-        return self.attach(self.new((*x.shape[:-1], rows), numel, x.dtype, "mm"), node)
+        read = (x.numel + weight.numel + (rows if bias is not None else 0)) * x.dtype.itemsize
+        out = self.new((*x.shape[:-1], rows), numel, x.dtype, "mm", read, 2 * x.numel * rows)
+        return self.attach(out, node)
 
     def matmul(
         self,
@@ -107,7 +117,9 @@ class MatrixOps(FunctionOps):
             (a.edge, b.edge),
             (a.shape, a.numel, b.shape, b.numel),
         )
-        return self.attach(self.new(shape, prod(shape), a.dtype, "bmm"), node)
+        numel = prod(shape)
+        out = self.new(shape, numel, a.dtype, "bmm", bytes_of(a, b), 2 * numel * a.shape[-1])
+        return self.attach(out, node)
 
     def spread(self, x: Tensor, heads: int) -> Tensor:
         """One head that a product hands to all: a copy for each where there are several sequences, else a view."""
@@ -119,10 +131,12 @@ class MatrixOps(FunctionOps):
         """The dense weight, in the type it was quantised from; with double quantisation its absmax first."""
         assert weight.quant is not None
         absmax = None
+        blocks = -(-weight.numel // weight.quant.block_size)
         if weight.quant.double_quant:
-            blocks = -(-weight.numel // weight.quant.block_size)
-            absmax = self.new((blocks,), blocks, FP32, "dequantize_blockwise")
-        out = self.new(weight.shape, weight.numel, weight.dtype, "dequantize_4bit")
+            absmax = self.new((blocks,), blocks, FP32, "dequantize_blockwise", blocks)
+            self.write("add_", FP32, 4 * blocks, 4 * blocks)  # the offset of the scales
+        read = (weight.numel + 1) // 2 + 4 * blocks
+        out = self.new(weight.shape, weight.numel, weight.dtype, "dequantize_4bit", read)
         del absmax
         return out
 
@@ -160,10 +174,13 @@ class MatrixOps(FunctionOps):
                 self.hold(x)
             return self.to(self.attach(out, node), source)
         block_size, capability = weight.quant.block_size, self.compute_capability
+        size, num_flop = compute_dtype.itemsize, 2 * rows * weight.numel
+        read = (x.numel + (outputs if bias is not None else 0)) * size
         if multiplies_packed(rows, outputs, inputs, compute_dtype.short, block_size, capability):
-            out = self.new(shape, numel, compute_dtype, "gemm_4bit")
+            read += sum(kept for _, kept in weight.storages())
+            out = self.new(shape, numel, compute_dtype, "gemm_4bit packed", read, num_flop)
         else:
-            out = self._gemm_4bit_dequantising(weight, shape, numel, compute_dtype)
+            out = self._gemm_4bit_dequantising(weight, shape, numel, compute_dtype, read, num_flop)
         return self.to(self.attach(out, node), source)
 
     def _unpacked_product(self, x: Tensor, weight: Parameter, shape: tuple[int, ...], numel: int) -> Tensor:
@@ -172,22 +189,25 @@ class MatrixOps(FunctionOps):
         dense = self.to_detached(dense, x.dtype)
         dtype = self.autocast or x.dtype
         narrow = self.to_detached(dense, dtype), self.to_detached(x, dtype)
-        out = self.new(shape, numel, dtype, "linear")
+        read = (x.numel + weight.numel) * dtype.itemsize
+        out = self.new(shape, numel, dtype, "linear", read, 2 * x.numel * weight.shape[0])
         del narrow, dense
         return out
 
     def _gemm_4bit_dequantising(
-        self, weight: Parameter, shape: tuple[int, ...], numel: int, dtype: DType
+        self, weight: Parameter, shape: tuple[int, ...], numel: int, dtype: DType, read: int, num_flop: int
     ) -> Tensor:
         quant = weight.quant
         assert quant is not None
         first = second = None
+        blocks = -(-weight.numel // quant.block_size)
         if quant.double_quant:
-            blocks = -(-weight.numel // quant.block_size)
-            first = self.new((blocks,), blocks, FP32, "gemm_4bit absmax")
+            first = self.new((blocks,), blocks, FP32, "gemm_4bit absmax", blocks)
             second = self.new((blocks,), blocks, FP32, "gemm_4bit absmax")
-        dense = self.new(weight.shape, weight.numel, dtype, "gemm_4bit dequantised weight")
-        out = self.new(shape, numel, dtype, "gemm_4bit")
+        packed = (weight.numel + 1) // 2 + 4 * blocks
+        dense = self.new(weight.shape, weight.numel, dtype, "gemm_4bit dequantised weight", packed)
+        read += weight.numel * dtype.itemsize
+        out = self.new(shape, numel, dtype, "gemm_4bit", read, num_flop)
         del first, second, dense
         return out
 
@@ -206,14 +226,18 @@ class MatrixOps(FunctionOps):
             (weight, x.shape, x.numel, x.dtype, bias is not None and bias.edge is not None),
         )
         half = self.to_detached(x, FP16)
-        row_stats = self.new((rows,), rows, FP32, "int8_vectorwise_quant")
-        quantised = self.new(x.shape, x.numel, INT8, "int8_vectorwise_quant")
+        row_stats = self.new((rows,), rows, FP32, "int8_vectorwise_quant", bytes_of(half))
+        quantised = self.further(x.shape, x.numel, INT8, "int8_vectorwise_quant")
         magnitudes = self.new(x.shape, x.numel, FP16, "abs")
-        outliers = self.new(x.shape, x.numel, INT8, "ge")
+        outliers = self.new(x.shape, x.numel, INT8, "ge", bytes_of(magnitudes))
         del magnitudes, outliers, half
-        numel = rows * weight.shape[0]
-        accumulated = self.new((rows, weight.shape[0]), numel, FP32, "int8_linear_matmul")
-        result = self.new((*x.shape[:-1], weight.shape[0]), numel, FP16, "int8_mm_dequant")
+        outputs = weight.shape[0]
+        numel = rows * outputs
+        accumulated = self.new(
+            (rows, outputs), numel, FP32, "int8_linear_matmul", x.numel + weight.numel, 2 * x.numel * outputs
+        )
+        read = 4 * (numel + rows + outputs)
+        result = self.new((*x.shape[:-1], outputs), numel, FP16, "int8_mm_dequant", read)
         out = result if x.dtype is FP16 else self.cast(result, x.dtype)
         del accumulated, result, row_stats, quantised
         if node is not None and x.edge is not None:

@@ -51,6 +51,7 @@ class Resident:
     clip_bytes: int  # the most that gradient clipping holds: norms, and what they are summed from
     num_adapter: int
     adapter_checkpoint_bytes: int
+    buckets: Tally = field(default_factory=Tally)  # of gradients, where several GPUs share a step
 
     @property
     def allocated(self) -> int:
@@ -60,6 +61,7 @@ class Resident:
             + self.adapters.allocated
             + self.master_weights.allocated
             + self.optimizer_states.allocated
+            + self.buckets.allocated
         )
 
 

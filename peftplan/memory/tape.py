@@ -17,7 +17,17 @@ from contextlib import contextmanager
 from sys import getrefcount
 from typing import Any
 
-from peftplan.memory.graph import Backward, Frame, Leaf, Node, Record, Segment, StopRecompute, Storage
+from peftplan.memory.graph import (
+    WITH_LAST,
+    Backward,
+    Frame,
+    Leaf,
+    Node,
+    Record,
+    Segment,
+    StopRecompute,
+    Storage,
+)
 from peftplan.memory.references import ALONE, ALONE_AS_ATTRIBUTE
 from peftplan.specs.behaviour import REFERENCE
 from peftplan.specs.formats import UINT8, DType
@@ -37,6 +47,7 @@ class Engine:
         self.peak_bytes = 0
         self.peak_clock = 0
         self.records: list[Record] = []
+        self.in_place: list[Record] = []  # launches that write what is there already
         self.segments: list[Segment] = [Segment("start", 0, 0, 0)]
         self.nodes: list[Node | str] = []
         self.grad_enabled = True
@@ -72,12 +83,20 @@ class Engine:
         self.held_bytes = 0
 
     # ---- storages
-    def new(self, shape: tuple[int, ...], numel: int, dtype: DType, op: str) -> Tensor:
-        """Allocate a tensor and return it."""
+    def new(
+        self,
+        shape: tuple[int, ...],
+        numel: int,
+        dtype: DType,
+        op: str,
+        read: int | None = None,
+        num_flop: int = 0,
+    ) -> Tensor:
+        """Allocate a tensor and return it; `read` and `num_flop` are those of the launch that writes it."""
         nbytes = numel * dtype.itemsize
         size = (nbytes + 511) & -512
         self.clock = clock = self.clock + 1
-        record = Record(nbytes, size, clock, op, self.module, shape, dtype, self.kind)
+        record = Record(nbytes, size, clock, op, self.module, shape, dtype, self.kind, read, num_flop)
         self.records.append(record)
         self.requested_bytes += nbytes
         self.level_bytes = level = self.level_bytes + size
@@ -85,13 +104,22 @@ class Engine:
             self.peak_bytes, self.peak_clock = level, clock
         return Tensor(shape, numel, dtype, Storage(self, record), None)
 
-    def like(self, x: Tensor, op: str) -> Tensor:
-        """Allocate a tensor of the shape and type of `x`."""
-        return self.new(x.shape, x.numel, x.dtype, op)
+    def like(self, x: Tensor, op: str, read: int | None = None) -> Tensor:
+        """Allocate a tensor of the shape and type of `x`, made from it and perhaps from more."""
+        return self.new(x.shape, x.numel, x.dtype, op, read)
+
+    def further(self, shape: tuple[int, ...], numel: int, dtype: DType, op: str) -> Tensor:
+        """Allocate a further result of the operation that has just allocated its first."""
+        return self.new(shape, numel, dtype, op, WITH_LAST)
+
+    def write(self, op: str, dtype: DType, read: int, written: int, num_flop: int = 0) -> None:
+        """Note a launch that allocates nothing: bytes it reads, and writes into what is there."""
+        self.clock = clock = self.clock + 1
+        self.in_place.append(Record(written, 0, clock, op, self.module, (), dtype, self.kind, read, num_flop))
 
     def workspace(self, op: str, *sizes: int) -> None:
         """Buffers that one kernel allocates together and frees before it returns."""
-        held = [self.new((n,), n, UINT8, op + " workspace") for n in sizes if n]
+        held = [self.new((n,), n, UINT8, op + " workspace", 0) for n in sizes if n]
         del held
 
     def mark(self, name: str) -> None:

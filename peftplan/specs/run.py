@@ -25,4 +25,5 @@ class StepSpec:
     padding: bool = False  # the attention mask has zeros
     use_reentrant: bool = False  # the kind of checkpointing
     num_batches: int = 1  # micro-batches on the device together: Trainer fetches those of a step at once
+    data_parallel: bool = False  # several GPUs, each with the whole model, sum their gradients
     keep_outputs: bool = False  # the model's output outlives backward and the optimizer step

@@ -30,6 +30,17 @@ class Tensor:
         )
 
 
+def bytes_of(*tensors: Tensor | None) -> int:
+    """Bytes of tensors read or written whole; of one seen several times (expanded), those that are there."""
+    total = 0
+    for x in tensors:
+        if x is not None:
+            size = x.numel * x.dtype.itemsize
+            storage = x.storage
+            total += size if storage is None else min(size, storage.record.nbytes)
+    return total
+
+
 class Parameter(Tensor):
     """A weight or buffer of the model: bytes that stay from step to step.
 

@@ -11,6 +11,7 @@ from peftplan.breakdown import Node, branch, leaf
 from peftplan.measure.trace.recording import (
     ACTIVATION,
     ADAPTER,
+    BUCKET,
     BUFFER,
     FORWARD,
     GRADIENT,
@@ -31,13 +32,14 @@ from peftplan.memory.account import AliveKinds, Kind
 from peftplan.specs.formats import BLOCK_BYTES, allocated_bytes
 
 UPDATE = "update"  # the optimizer begins to update, after gradients were clipped
-_STATE = (PARAMETER, BUFFER, ADAPTER, MASTER, OPTIMIZER_STATE, GRADIENT)
+_STATE = (PARAMETER, BUFFER, ADAPTER, MASTER, OPTIMIZER_STATE, BUCKET, GRADIENT)
 _NODES = {
     PARAMETER: "weights",
     BUFFER: "weights",
     ADAPTER: "adapters",
     MASTER: "master weights",
     OPTIMIZER_STATE: "optimizer states",
+    BUCKET: "gradient buckets",
     GRADIENT: "gradients",
     INPUT: "inputs",
     ACTIVATION: "activations",

@@ -16,6 +16,7 @@ from peftplan.breakdown import Node, branch, leaf
 from peftplan.measure.trace.recording import (
     ACTIVATION,
     ADAPTER,
+    BUCKET,
     BUFFER,
     GRADIENT,
     INPUT,
@@ -33,7 +34,7 @@ from peftplan.specs.formats import allocated_bytes
 
 # In the order in which they are stacked and listed: what stays first, what is short-lived last.
 CATEGORIES = (
-    *(PARAMETER, BUFFER, ADAPTER, MASTER, OPTIMIZER_STATE, GRADIENT),
+    *(PARAMETER, BUFFER, ADAPTER, MASTER, OPTIMIZER_STATE, BUCKET, GRADIENT),
     *(INPUT, ACTIVATION, RECOMPUTED, TEMPORARY, KERNEL, WORKSPACE),
 )
 ROUNDING = "allocator rounding"

@@ -49,6 +49,7 @@ class Job:
     num_steps: int = 2
     num_batches: int = 1  # micro-batches that lie on the device together
     trl_casts: bool = False  # what TRL casts in a 4-bit model under bf16
+    data_parallel: bool = False  # several GPUs sum their gradients
     keep_outputs: bool = False  # a variable names the model's output until the step ends
     device: str = "cuda"  # cuda: fake CUDA tensors; meta: where these cannot be had; cpu: fake CPU tensors
     # rank, alpha, dropout, targets, bias and modules_to_save for a method whose config was not given

@@ -212,6 +212,7 @@ def _job(
         checkpointing=step.checkpointing,
         use_reentrant=step.use_reentrant,
         keep_outputs=step.keep_outputs,
+        data_parallel=step.data_parallel,
         attention=step.attention,
         loss=step.loss,
         trainer=step.trainer,

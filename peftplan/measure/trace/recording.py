@@ -15,9 +15,10 @@ from typing import Any
 PARAMETER, BUFFER, ADAPTER, MASTER = "parameter", "buffer", "adapter", "master weight"
 GRADIENT, OPTIMIZER_STATE, INPUT = "gradient", "optimizer state", "input"
 ACTIVATION, RECOMPUTED, TEMPORARY = "activation", "recomputed activation", "temporary"
+BUCKET = "gradient bucket"  # what several GPUs sum gradients in
 WORKSPACE = "workspace"  # cuBLAS workspaces, which stay
 KERNEL = "kernel workspace"  # buffers that a kernel takes and gives back
-RESIDENT = (PARAMETER, BUFFER, ADAPTER, MASTER, OPTIMIZER_STATE)
+RESIDENT = (PARAMETER, BUFFER, ADAPTER, MASTER, OPTIMIZER_STATE, BUCKET)
 
 # Phases, in the order of a step; `load` comes before the first one.
 LOAD, FORWARD, LOSS, BACKWARD, STEP = "loaded", "forward", "loss", "backward", "optimizer_step"

@@ -24,6 +24,7 @@ from peftplan.measure.trace.recording import (
     OPTIMIZER_STATE,
     STEP,
 )
+from peftplan.measure.trace.replicas import Buckets
 from peftplan.measure.trace.tracker import Tracker
 from peftplan.measure.trace.values import know_tokens
 
@@ -47,6 +48,7 @@ class Training:
             tracker.tag(self.masters, MASTER)
         self.optimizer = self._make_optimizer()
         self.num_gradients = 0
+        self.buckets = Buckets(self.trained, tracker) if job.data_parallel else None
         for parameter in self.trained:
             parameter.register_post_accumulate_grad_hook(self._accumulated)
         losses.check(job, inner)
@@ -101,6 +103,8 @@ class Training:
         return {"task_ids": task_ids}
 
     def _forward(self, batch: dict[str, Any]) -> Any:
+        if self.buckets is not None:
+            self.buckets.before_forward()
         try:
             with self._autocast():
                 return self.model(**batch, **self.beside)

@@ -1,0 +1,1 @@
+"""What several GPUs make of a step, as one of them sees it."""
