@@ -62,6 +62,11 @@ class GpuRecord:
     note: str
     date: str
 
+    @property
+    def switched(self) -> bool:
+        """Whether each GPU of a machine reaches every other over NVLink, rather than over PCIe or a bridge of two."""
+        return self.link is not None and self.link.startswith("NVLink") and "bridge" not in self.link
+
 
 @lru_cache(maxsize=1)
 def all_gpus() -> tuple[GpuRecord, ...]:

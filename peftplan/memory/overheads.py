@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from peftplan.parallel.data_parallel import communication_bytes
 from peftplan.units import KIB, MIB
 
 # PyTorch's default CUBLAS_WORKSPACE_CONFIG: ":4096:2:16:8" (KiB buffers), and 32 MiB on Hopper and Blackwell;
@@ -66,3 +67,17 @@ def context(compute_capability: tuple[int, int]) -> Context:
     row = _CONTEXT_MIB.get(compute_capability) or _CONTEXT_MIB.get(compute_capability[:1])
     low, middle, high, basis = row or _CONTEXT_MIB[(10,)]
     return Context(low * MIB, middle * MIB, high * MIB, basis)
+
+
+def outside(compute_capability: tuple[int, int], num_gpus: int = 1, switched: bool = True) -> Context:
+    """What torch's allocator does not see: the context, and NCCL's buffers where GPUs share a step."""
+    own = context(compute_capability)
+    if num_gpus == 1:
+        return own
+    low, middle, high = communication_bytes(num_gpus, switched)
+    return Context(
+        own.low_bytes + low,
+        own.middle_bytes + middle,
+        own.high_bytes + high,
+        f"{own.basis}; NCCL's buffers from its sources and what users saw (nccl-buffers), uncalibrated",
+    )

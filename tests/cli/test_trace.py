@@ -219,7 +219,7 @@ def test_what_the_libraries_refuse_is_bad_input(run, tmp_path, name):
 
 def test_without_the_extra_it_says_how_to_get_it(run, monkeypatch):
     """Exit status 5, and the extra's name."""
-    from peftplan.measure.trace import process
+    from peftplan.measure import process
 
     monkeypatch.setattr(process, "_is_installed", lambda name: False)
     done = run("trace", "gpt2")

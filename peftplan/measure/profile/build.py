@@ -18,7 +18,7 @@ from peftplan.errors import BadInput
 from peftplan.measure.trace.adapters import adapt
 from peftplan.measure.trace.configs import text_config
 from peftplan.measure.trace.job import Job, Quantization
-from peftplan.measure.trace.model import FLOATS, _model_class, build_model, num_inactive_params
+from peftplan.measure.trace.model import FLOATS, build_model, class_with_head, num_inactive_params
 from peftplan.measure.trace.quantized import quantize
 
 Progress = Callable[[float, str], None]
@@ -165,7 +165,7 @@ def _compute_buffers(inner: Any, module: Any) -> None:
 def _load(job: Job, folder: str) -> Any:
     """A model read from safetensors by transformers; no code of a model repository runs."""
     kind = text_config(job.config).get("model_type")
-    found = _model_class(str(kind), text_config(job.config))
+    found = class_with_head(str(kind), text_config(job.config))
     settings: dict[str, Any] = {
         "dtype": FLOATS[job.base_dtype],
         "device_map": {"": job.device},

@@ -38,7 +38,7 @@ def build_model(config: dict[str, Any], dtype: str, attention: str, num_layers: 
             f"transformers {transformers.__version__} has no model_type {kind!r}; "
             "install a version that has it, or correct the config"
         )
-    model_class = _model_class(kind, settings)
+    model_class = class_with_head(kind, settings)
     if num_layers is not None:
         settings = with_layers(settings, num_layers)
     values = {key: value for key, value in settings.items() if key not in _NOT_SHAPE}
@@ -72,7 +72,7 @@ def _implementation(model_class: Any, attention: str) -> str:
     return {"flash": "flash_attention_2"}.get(attention, attention)
 
 
-def _model_class(kind: str, config: dict[str, Any]) -> Any:
+def class_with_head(kind: str, config: dict[str, Any]) -> Any:
     """The class of the model with its language-model head."""
     from transformers.models.auto import modeling_auto
 

@@ -21,7 +21,6 @@ from peftplan.measure.trace.plan import TracePlan
 from peftplan.measure.trace.recording import Recording
 from peftplan.measure.trace.replay import Replay, least_capacity_bytes, replay
 from peftplan.memory.intervals import Bounds, around_device, is_certain, kind_of_run
-from peftplan.memory.overheads import context
 from peftplan.methods import Method
 from peftplan.planner import MATH_ATTENTION, PADDING, Settled, gpu_notes, length_notes, recipe_note, settle
 from peftplan.report import (
@@ -35,7 +34,7 @@ from peftplan.report import (
     Report,
     ResidentBytes,
 )
-from peftplan.resolve import Plan
+from peftplan.resolve import Plan, outside_allocator
 from peftplan.versions import LIBRARIES, installed_notes, installed_versions, versions_of
 
 TIMELINE_POINTS = 400
@@ -171,7 +170,7 @@ def closed_form(plan: TracePlan, libraries: Mapping[str, str]) -> Settled | None
 def _memory(
     plan: TracePlan, recording: Recording, replayed: Replay, closed: Settled | None, peak: str, at: int
 ) -> Memory:
-    outside = context(plan.settings.step.compute_capability)
+    outside = outside_allocator(plan.request, plan.settings.gpu, plan.settings.step)
     reserved = replayed.segments.reserved.num_bytes
     held = reserved + recording.facts.get("paged_bytes", 0)
     levels = moments(recording, replayed)
@@ -199,8 +198,8 @@ def _memory(
 
 def _device_bounds(plan: TracePlan, held: int) -> Bounds:
     """The interval around the process, for what the allocator and paged states hold."""
-    kind = kind_of_run(plan.method.frozen_base, plan.settings.method.quant is not None)
-    return around_device(kind, held, context(plan.settings.step.compute_capability))
+    outside = outside_allocator(plan.request, plan.settings.gpu, plan.settings.step)
+    return around_device(_kind_of_run(plan), held, outside)
 
 
 def _kind_of_run(plan: TracePlan) -> str:
@@ -209,7 +208,7 @@ def _kind_of_run(plan: TracePlan) -> str:
 
 def _fit(gpu: GpuRecord, plan: TracePlan, recording: Recording, replayed: Replay, interval: Interval) -> GpuFit:
     """Whether the run completes: as the closed form asks it, of the traced events."""
-    outside = context(plan.settings.step.compute_capability)
+    outside = outside_allocator(plan.request, plan.settings.gpu, plan.settings.step)
     needed = least_capacity_bytes(recording, replayed) + outside.middle_bytes
     usable = gpu.usable_bytes
     fits = needed <= usable

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from peftplan.errors import BadInput, MachineLacks, NotFound
-from peftplan.measure.trace import process
+from peftplan.measure import process
 from peftplan.measure.trace.job import Job
 from peftplan.measure.trace.plan import plan_trace
-from peftplan.measure.trace.process import Worker
+from peftplan.measure.trace.process import Worker, check_installed
 from peftplan.request import Request
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals")
@@ -149,8 +149,8 @@ def test_a_child_ends_with_its_parent() -> None:
 # Starts the real child in a job that never ends.
 PARENT = """
 import sys, time
-from peftplan.measure.trace import process
-from peftplan.measure.trace.process import Worker
+from peftplan.measure import process
+from peftplan.measure.trace.process import Worker, check_installed
 start = "import sys, time; sys.argv.append('x'); import peftplan.measure.trace.child as c; "
 start += "c._answer = lambda *_: time.sleep(600); c.main()"
 worker = Worker([sys.executable, "-c", start])
@@ -197,9 +197,9 @@ def test_a_missing_extra_is_told_before_a_child_is_started(job: Job, monkeypatch
 def test_full_fine_tuning_needs_no_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what the job uses is asked for."""
     monkeypatch.setattr(process, "_is_installed", lambda name: name in ("torch", "transformers"))
-    process.check_installed(plan_trace(Request(model="gpt2", method="full")).job)
+    check_installed(plan_trace(Request(model="gpt2", method="full")).job)
     with pytest.raises(MachineLacks, match="peft and bitsandbytes"):
-        process.check_installed(plan_trace(Request(model="gpt2", method="qlora")).job)
+        check_installed(plan_trace(Request(model="gpt2", method="qlora")).job)
 
 
 def test_code_in_the_working_directory_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
