@@ -12,7 +12,6 @@ from peftplan.errors import BadInput, PeftplanError
 from peftplan.memory.account import Account, account
 from peftplan.memory.intervals import around_device, is_certain, kind_of_run
 from peftplan.memory.load import Loading, evaluation_peak, load_bytes
-from peftplan.memory.overheads import context
 from peftplan.memory.reserved import Replay
 from peftplan.report import (
     SCHEMA_VERSION,
@@ -29,7 +28,7 @@ from peftplan.report import (
     ResidentBytes,
 )
 from peftplan.request import Request
-from peftplan.resolve import FULL_RECIPES, Plan, resolve
+from peftplan.resolve import FULL_RECIPES, Plan, outside_allocator, resolve
 from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
 
@@ -119,7 +118,7 @@ def estimate(request: Request, *, recipes: bool = True) -> Report:
 
 
 def _memory(plan: Plan, settled: Settled) -> Memory:
-    outside = context(plan.step.compute_capability)
+    outside = outside_allocator(plan.request, plan.gpu, plan.step)
     account, reserved = settled.account, settled.reserved_bytes
     resident = account.resident
     middle = reserved + resident.paged_bytes + outside.middle_bytes
@@ -151,7 +150,7 @@ def _fit(gpu: GpuRecord, plan: Plan, settled: Settled, memory: Memory) -> GpuFit
     The allocator gives cached segments back before it fails, so the step is replayed against a capacity
     rather than its reserved peak compared with it. Paged optimizer states can move to the host.
     """
-    outside = context(plan.step.compute_capability)
+    outside = outside_allocator(plan.request, plan.gpu, plan.step)
     if not settled.least_capacity_bytes:
         settled.least_capacity_bytes = settled.replay.least_capacity_bytes(settled.reserved_bytes)
     least = settled.least_capacity_bytes

@@ -9,6 +9,7 @@ from peftplan.arch import build_model
 from peftplan.catalog import GpuRecord, find_gpu, nearest_gpus
 from peftplan.catalog.lookup import FoundModel, find_config
 from peftplan.errors import BadInput, NotFound
+from peftplan.memory.overheads import Context, outside
 from peftplan.methods import METHODS, Method
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.request import Request
@@ -234,3 +235,9 @@ def _quant(request: Request) -> QuantFormat | None:
     if request.quant is None:
         return None
     return QuantFormat(request.quant, request.quant_block_size, request.double_quant)
+
+
+def outside_allocator(request: Request, gpu: GpuRecord | None, step: StepSpec) -> Context:
+    """What a process of this run holds on its GPU beside torch's allocator; without a GPU, on the reference one."""
+    card = gpu or find_gpu(REFERENCE_GPU)
+    return outside(step.compute_capability, request.gpus, card is not None and card.switched)
