@@ -5,7 +5,9 @@ Source: transformers 5.23 modeling_gpt2.py, configuration_gpt2.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from peftplan.arch.config import Config, activation, alias
 from peftplan.arch.masks import attention_mask
@@ -74,13 +76,13 @@ class Attention(Module):
 
 
 class MLP(Module):
-    """c_proj(act(c_fc(x))), then dropout."""
+    """c_proj(act(c_fc(x))), then dropout; `linear` makes a projection of so many inputs and outputs."""
 
-    def __init__(self, s: Shape) -> None:
+    def __init__(self, s: Shape, linear: Callable[[int, int], Module] = Conv1D) -> None:
         super().__init__()
         self.s = s
-        self.c_fc = Conv1D(s.hidden, s.inner)
-        self.c_proj = Conv1D(s.inner, s.hidden)
+        self.c_fc = linear(s.hidden, s.inner)
+        self.c_proj = linear(s.inner, s.hidden)
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         x = t.call("c_fc", self.c_fc, x)
@@ -92,14 +94,14 @@ class MLP(Module):
 class Block(Module):
     """Attention and MLP, each behind a LayerNorm and beside a residual."""
 
-    positional = (0,)
+    positional: tuple[int, ...] = (0,)
 
-    def __init__(self, s: Shape) -> None:
+    def __init__(self, s: Shape, attention: Module, mlp: Module) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(s.hidden)
-        self.attn = Attention(s)
+        self.attn = attention
         self.ln_2 = LayerNorm(s.hidden)
-        self.mlp = MLP(s)
+        self.mlp = mlp
 
     def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         residual = x
@@ -122,8 +124,8 @@ class Stem(Module):
         self.ln_f = LayerNorm(hidden)
 
 
-def shape(c: Config) -> Shape:
-    """The sizes, under either of the names that GPT-2 configs give them."""
+def shape(c: Config, gelu: str = "gelu_new") -> Shape:
+    """The sizes, under either of the names that configs of this kind give them."""
     width_key, heads_key = alias(c, "n_embd", "hidden_size"), alias(c, "n_head", "num_attention_heads")
     hidden, heads = c.size(width_key, 768), c.count(heads_key, 12)
     c.divides(heads_key, heads, width_key, hidden)
@@ -133,24 +135,52 @@ def shape(c: Config) -> Shape:
         hidden,
         heads,
         c.size("n_inner", 4 * hidden),
-        activation(c, "activation_function", "gelu_new"),
+        activation(c, "activation_function", gelu),
         c.probability("resid_pdrop", 0.1),
         c.probability("attn_pdrop", 0.1),
+    )
+
+
+def num_positions(c: Config) -> int:
+    """Rows of the table of positions."""
+    return c.size(alias(c, "n_positions", "max_position_embeddings"), 1024)
+
+
+def assemble(
+    c: Config, family: str, model: Stem, block: Module, enter: Callable[[Ops, Tensor], tuple[Tensor, Any]]
+) -> ModelSpec:
+    """The model around its blocks, entered by `enter`."""
+    vocab, hidden = model.wte.weight.shape
+    stem, head = Module(), Linear(hidden, vocab)
+    if c.flag("tie_word_embeddings", True):
+        head.weight = model.wte.weight
+    stem.add("transformer", model)
+    stem.add("lm_head", head)
+
+    def leave(t: Ops, x: Tensor) -> Tensor:
+        return t.call("transformer.ln_f", model.ln_f, x)  # type: ignore[no-any-return]
+
+    return ModelSpec(
+        family=family,
+        stem=stem,
+        runs=[BlockRun(block, c.count(alias(c, "n_layer", "num_hidden_layers"), 12), 0, "transformer.h")],
+        enter=enter,
+        leave=leave,
+        head=head,
+        head_path="lm_head",
+        vocab_size=vocab,
+        max_seq_len=model.wpe.weight.shape[0],
+        attention_targets=("c_attn", "attn.c_proj"),
+        mlp_targets=("c_fc", "mlp.c_proj"),
+        keeps_first_input=False,
     )
 
 
 def build(c: Config) -> ModelSpec:
     """A GPT-2, from its config."""
     s = shape(c)
-    vocab = c.size("vocab_size", 50257)
-    positions = c.size(alias(c, "n_positions", "max_position_embeddings"), 1024)
+    model = Stem(c.size("vocab_size", 50257), num_positions(c), s.hidden)
     embed_dropout = c.probability("embd_pdrop", 0.1)
-    stem, model = Module(), Stem(vocab, positions, s.hidden)
-    head = Linear(s.hidden, vocab)
-    if c.flag("tie_word_embeddings", True):
-        head.weight = model.wte.weight
-    stem.add("transformer", model)
-    stem.add("lm_head", head)
 
     def enter(t: Ops, ids: Tensor) -> tuple[Tensor, Given]:
         batch, length = ids.shape
@@ -165,20 +195,4 @@ def build(c: Config) -> ModelSpec:
             mask = attention_mask(t, batch, length, words.dtype)
         return t.dropout(x, embed_dropout), (mask, at if t.behaviour.blocks_take_positions else None)
 
-    def leave(t: Ops, x: Tensor) -> Tensor:
-        return t.call("transformer.ln_f", model.ln_f, x)  # type: ignore[no-any-return]
-
-    return ModelSpec(
-        family="gpt2",
-        stem=stem,
-        runs=[BlockRun(Block(s), c.count(alias(c, "n_layer", "num_hidden_layers"), 12), 0, "transformer.h")],
-        enter=enter,
-        leave=leave,
-        head=head,
-        head_path="lm_head",
-        vocab_size=vocab,
-        max_seq_len=positions,
-        attention_targets=("c_attn", "attn.c_proj"),
-        mlp_targets=("c_fc", "mlp.c_proj"),
-        keeps_first_input=False,
-    )
+    return assemble(c, "gpt2", model, Block(s, Attention(s), MLP(s)), enter)
