@@ -6,18 +6,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peftplan.advice.fit import fit
+    from peftplan.advice.recommend import recommend
     from peftplan.engines import compare, estimate
     from peftplan.report import Report
     from peftplan.request import Request
+    from peftplan.sweeps import sweep
 
 __version__ = "0.1.0"
-__all__ = ["Report", "Request", "__version__", "compare", "estimate"]
+__all__ = ["Report", "Request", "__version__", "compare", "estimate", "fit", "recommend", "sweep"]
 
 _HOMES = {
     "Request": "peftplan.request",
     "Report": "peftplan.report",
     "estimate": "peftplan.engines",
     "compare": "peftplan.engines",
+    "fit": "peftplan.advice.fit",
+    "recommend": "peftplan.advice.recommend",
+    "sweep": "peftplan.sweeps",
 }
 
 

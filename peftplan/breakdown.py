@@ -40,3 +40,6 @@ def branch(name: str, children: Iterable[Node], formula: str = "", source: str =
         formula=formula,
         source=source,
     )
+
+
+NOT_BROKEN_DOWN = Node(name="not broken down", bytes=0)

@@ -1,12 +1,15 @@
-"""A report with a user's own measurements in place of general ones: context, and the ratio of reserved memory."""
+"""A report with a user's own measurements in place of general ones: context, reserved memory, time, power."""
 
 from __future__ import annotations
 
-from peftplan.catalog import find_gpu
+from peftplan.catalog import GpuRecord, find_gpu
 from peftplan.catalog.calibration import Calibration, GpuCalibration
-from peftplan.memory.intervals import is_certain
+from peftplan.memory.intervals import is_certain, kind_of_run
 from peftplan.memory.overheads import context
-from peftplan.report import GpuFit, Report
+from peftplan.methods import METHODS
+from peftplan.report import Cost, GpuFit, Report, Time
+from peftplan.request import Request
+from peftplan.timing import rescaled
 
 
 def calibrated(report: Report, calibration: Calibration | None) -> Report:
@@ -38,13 +41,40 @@ def calibrated(report: Report, calibration: Calibration | None) -> Report:
         "interval": interval,
     }
     refined = memory.model_copy(update=found)
+    time = _timed(report, own)
+    cost = report.cost if time is report.time else _priced(report, time, gpu)
+    if cost is not None and own.power_w is not None:
+        from peftplan.pricing import with_power  # few answers have a cost
+
+        cost = with_power(cost, report.gpu.num_gpus, own.power_w)
     return report.model_copy(
         update={
             "memory": refined,
+            "time": time,
+            "cost": cost,
             "gpu": _fit(report.gpu, outside, interval.low_bytes, interval.high_bytes),
             "notes": (*report.notes, _note(calibration, gpu.name, own)),
         }
     )
+
+
+def _timed(report: Report, own: GpuCalibration) -> Time | None:
+    """The step as long as this machine's own steps of the kind were."""
+    method = METHODS.get(report.method.kind)
+    kind = kind_of_run(method is None or method.frozen_base, report.request.get("quant") is not None)
+    ratio = own.step_time_ratio(kind)
+    return report.time if report.time is None or ratio is None else rescaled(report.time, ratio)
+
+
+def _priced(report: Report, time: Time | None, gpu: GpuRecord) -> Cost | None:
+    """The cost of a run whose steps take that long."""
+    if report.cost is None:
+        return None
+    from peftplan.pricing import check_run, facts_of, run_cost  # few answers have a cost
+
+    method = METHODS.get(report.method.kind)
+    facts = facts_of(report.memory, method is None or method.frozen_base)
+    return run_cost(check_run(Request(**report.request)), time, gpu, facts)[0]
 
 
 def _reserved(predicted: int, allocated: int, own: GpuCalibration) -> int:
@@ -69,7 +99,11 @@ def _note(calibration: Calibration, name: str, own: GpuCalibration) -> str:
         said.append("what the process holds outside the allocator")
     if own.reserved_ratio is not None:
         said.append(f"reserved memory (times {own.reserved_ratio:.3f})")
+    if own.step_time_ratios:
+        said.append("how long steps take")
+    if own.power_w is not None:
+        said.append(f"a draw of {own.power_w:.0f} W")
     return (
-        f"calibrated by {own.num_runs} runs of this machine on {name} ({calibration.date}): {' and '.join(said)}; "
+        f"calibrated by {own.num_runs} runs of this machine on {name} ({calibration.date}): {', '.join(said)}; "
         "`peftplan calibrate --remove` undoes it"
     )

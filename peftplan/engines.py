@@ -12,7 +12,7 @@ from peftplan.calibrated import calibrated
 from peftplan.catalog.calibration import read_calibration
 from peftplan.errors import BadInput
 from peftplan.report import Comparison, Difference, Report
-from peftplan.request import Request
+from peftplan.request import Request, states_run
 from peftplan.resolve import resolve
 from peftplan.versions import installed_versions
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from peftplan.measure.trace.report import TraceReport
 
 Progress = Callable[[float, str], None]
+NO_TIME_OR_COST = "no time and no cost: these are the closed form's, which does not know this model or method"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,10 @@ def trace(
     with ExitStack() as stack:
         worker = worker or stack.enter_context(new_worker())
         recording = _recorded(plan, worker, fast, progress)
-    return Traced(plan, recording, trace_report(plan, recording, top))
+    report = trace_report(plan, recording, top)
+    if report.time is None and (states_run(request) or request.gpu is not None):
+        report = report.model_copy(update={"notes": (*report.notes, NO_TIME_OR_COST)})
+    return Traced(plan, recording, report)
 
 
 def new_worker() -> Worker:

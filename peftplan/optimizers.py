@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from peftplan.specs.formats import FP32, DType
 from peftplan.specs.modules import Ops
@@ -134,7 +135,61 @@ def _adafactor_step(t: Ops, trained: Iterable[tuple[Shape, DType]]) -> None:
             columns = t.new((*shape[:-2], 1, shape[-1]), numel // shape[-2], FP32, "column factor")
         update = t.new(shape, numel, FP32, "update")
         del rows, columns
+        t.new(shape, numel, FP32, "update, negated")
     del grad, weight, update
+
+
+class Foreach(NamedTuple):
+    """One operation over all tensors of a type: tensors that it reads and writes of each, and passes to the kernel.
+
+    A tensor that is passed twice is read once. `scalars`: a number for each tensor is passed too.
+    """
+
+    op: str
+    lists: int
+    read: int
+    written: int
+    scalars: bool = False
+    decay: bool = False  # runs only where weights decay
+
+
+# Launches of one tensor's update: (operation, bytes read, bytes written).
+Loop = Callable[[Shape, DType], list[tuple[str, int, int]]]
+
+_ADAMW_FOREACH = (
+    Foreach("_foreach_mul_", 1, 1, 1, decay=True),  # the weight
+    Foreach("_foreach_lerp_", 2, 2, 1),  # first moment, gradient
+    Foreach("_foreach_mul_", 1, 1, 1),  # second moment
+    Foreach("_foreach_addcmul_", 3, 2, 1),  # second moment, gradient squared
+    Foreach("_foreach_sqrt", 2, 1, 1),  # second moment, into a copy, which the next two change
+    Foreach("_foreach_div_", 1, 1, 1, scalars=True),
+    Foreach("_foreach_add_", 1, 1, 1),
+    Foreach("_foreach_addcdiv_", 3, 3, 1, scalars=True),  # the weight, first moment, the copy
+)
+_ADAMW_FUSED = (Foreach("_fused_adamw_", 4, 4, 3),)  # weight, gradient, both moments
+_SGD = (Foreach("_foreach_add_", 2, 2, 1),)
+_SGD_MOMENTUM = (Foreach("_foreach_mul_", 1, 1, 1), Foreach("_foreach_add_", 2, 2, 1), *_SGD)
+
+
+def _adafactor_loop(shape: Shape, dtype: DType) -> list[tuple[str, int, int]]:
+    """Adafactor's launches for one tensor, in their order; without first moment, decay or relative steps."""
+    numel, narrow = _numel(shape), dtype.itemsize < FP32.itemsize
+    size = 4 * numel
+    own = numel * dtype.itemsize
+    made = [("_to_copy", own, size)] * 2 if narrow else []
+    number = ("div", 4, 4)
+    made += [("linalg_vector_norm", size, 4), number, ("pow", size, size), ("add", size, size)]
+    if len(shape) >= 2:
+        rows, columns = _factored(shape, dtype)[:2]
+        for factor in (rows, columns):
+            made += [("mul_", factor, factor), ("mean", size, factor), ("add_", 2 * factor, factor)]
+        made += [("mean", rows, 4), ("div", rows, rows), ("rsqrt_", rows, rows), ("rsqrt", columns, columns)]
+        made += [("mul", rows + columns, size), ("mul_", 2 * size, size)]
+    else:
+        made += [("mul_", size, size), ("add_", 2 * size, size), ("rsqrt", size, size), ("mul_", 2 * size, size)]
+    made += [("linalg_vector_norm", size, 4), number, number, ("clamp_", 4, 4)]
+    made += [("div_", size, size), ("mul_", size, size), ("neg", size, size), ("add_", 2 * size, size)]
+    return [*made, ("copy_", size, own)] if narrow else made
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +200,8 @@ class Optimizer:
     goes from tensor to tensor; `paged` is kept in managed memory (not in torch's allocator, at worst all on
     the device); `wide_states` and `wide_paged` are those of tensors whose states a caller keeps in 32 bits;
     `tables` are tensors kept once, given the number of elements of the largest trained tensor.
+    What a step launches is one of three: `foreach` operations over all tensors, the `loop` of one tensor, or,
+    with neither, one kernel a tensor that reads and writes its weight and all of its states.
     """
 
     name: str
@@ -157,6 +214,8 @@ class Optimizer:
     tables: Callable[[int], tuple[int, ...]] = _no_tables
     wide_states: Callable[[Shape, DType], list[int]] | None = None
     wide_paged: Callable[[Shape, DType], int] = _no_pages
+    foreach: tuple[Foreach, ...] = ()
+    loop: Loop | None = None
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -168,12 +227,14 @@ OPTIMIZERS: dict[str, Optimizer] = {
             "torch-adamw",
             _two_moments,
             step_all=_second_moment_copy,
+            foreach=_ADAMW_FOREACH,
         ),
         Optimizer(
             "adamw-fused",
             "torch AdamW, fused: no temporaries, step counters on the device",
             "torch-adamw",
             _two_moments_and_step,
+            foreach=_ADAMW_FUSED,
         ),
         Optimizer(
             "adamw-8bit",
@@ -193,14 +254,17 @@ OPTIMIZERS: dict[str, Optimizer] = {
             wide_states=_wide_unpaged_moments,
             wide_paged=_wide_paged_moments,
         ),
-        Optimizer("sgd", "torch SGD without momentum: no state", "torch-sgd", _nothing),
-        Optimizer("sgd-momentum", "torch SGD with momentum: one state", "torch-sgd", _one_moment),
+        Optimizer("sgd", "torch SGD without momentum: no state", "torch-sgd", _nothing, foreach=_SGD),
+        Optimizer(
+            "sgd-momentum", "torch SGD with momentum: one state", "torch-sgd", _one_moment, foreach=_SGD_MOMENTUM
+        ),
         Optimizer(
             "adafactor",
             "transformers Adafactor: row and column factors in fp32, no first moment",
             "transformers-adafactor",
             _factored,
             step=_adafactor_step,
+            loop=_adafactor_loop,
         ),
         Optimizer("lion", "bitsandbytes Lion, 32 bit: one fp32 state", "bnb-optimizers", _one_fp32_moment),
     )

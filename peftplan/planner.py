@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
+from peftplan.breakdown import NOT_BROKEN_DOWN
 from peftplan.catalog import GpuRecord
 from peftplan.changes import single_changes
+from peftplan.cost.work import step_work
 from peftplan.errors import BadInput, PeftplanError
-from peftplan.memory.account import Account, account
+from peftplan.memory.account import Account, account_of
+from peftplan.memory.extrapolated import Extrapolated
 from peftplan.memory.intervals import around_device, is_certain, kind_of_run
-from peftplan.memory.load import Loading, evaluation_peak, load_bytes
+from peftplan.memory.load import Loading, evaluation_peak
+from peftplan.memory.repeated import Kind, Plays, shapeless
 from peftplan.memory.reserved import Replay
+from peftplan.methods import SHARED, Method
 from peftplan.report import (
     SCHEMA_VERSION,
     Change,
     Comparison,
+    Cost,
     GpuFit,
     Interval,
     LoadBytes,
@@ -26,11 +32,14 @@ from peftplan.report import (
     RecipeTotal,
     Report,
     ResidentBytes,
+    Time,
 )
-from peftplan.request import Request
+from peftplan.request import NO_LENGTH, Request, states_run
 from peftplan.resolve import FULL_RECIPES, Plan, outside_allocator, resolve
 from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
+from peftplan.specs.work import Work
+from peftplan.timing import time_notes, time_of
 
 MATH_ATTENTION = (
     "attention: torch's flash and memory-efficient kernels do not take these heads, types and masks on "
@@ -51,47 +60,64 @@ class Settled:
     model: ModelSpec
     num_params: int
     account: Account
-    replay: Replay
-    reserved_bytes: int
+    replay: Replay | Extrapolated
     evaluation_peak_bytes: int
     load: Loading
-    least_capacity_bytes: int = 0  # found when a card is asked for
+    works: dict[str, Work] = field(default_factory=dict)  # by how kernels run; read when a card is named
 
 
 _KEPT: OrderedDict[Hashable, Settled] = OrderedDict()
 _KEPT_AT_MOST = 64
 
 
-def settle(plan: Plan) -> Settled:
-    """Rewrite the model, play the step and account for it; like plans are answered from memory."""
-    key = (plan.found.key(), plan.method.name, plan.method_spec, plan.step, plan.versions)
+def settle(plan: Plan, plays: Plays | None = None) -> Settled:
+    """Rewrite the model, play the step and account for it; like plans are answered from memory.
+
+    `plays` keeps what steps of one kind have in common, for whoever asks for many, and says how what is reserved
+    is found.
+    """
+    shaped = (plan.found.key(), plan.method.name, plan.method_spec, plan.versions)
+    every_block = plays is None or plays.every_block
+    key = (*shaped, plan.step, every_block)
     settled = _KEPT.get(key)
     if settled is None:
-        model, step = plan.model, plan.step
-        num_params = model.num_params()
-        plan.method.apply(model, plan.method_spec)
-        settled_account = account(model, step)
-        replay = Replay(model, step, settled_account)
+        step = plan.step
+        kind = (plays or Plays()).kind((*shaped, shapeless(step)), lambda: _kind(plan))
+        settled_account = account_of(kind.step(step), kind.resident(step), step)
         settled = _KEPT[key] = Settled(
-            model=model,
-            num_params=num_params,
+            model=kind.model,
+            num_params=kind.num_params,
             account=settled_account,
-            replay=replay,
-            reserved_bytes=replay.run(),
-            evaluation_peak_bytes=evaluation_peak(model, step, settled_account.resident),
-            load=load_bytes(model, settled_account.resident),
+            replay=kind.replay(step, settled_account, every_block),
+            evaluation_peak_bytes=evaluation_peak(kind.evaluation, step, settled_account.resident),
+            load=kind.load(step),
         )
         while len(_KEPT) > _KEPT_AT_MOST:
             _KEPT.popitem(last=False)
     return settled
 
 
-def estimate(request: Request, *, recipes: bool = True) -> Report:
-    """Memory of one run on one device, from the model's config alone; `recipes`: other precisions' totals too."""
+def _kind(plan: Plan) -> Kind:
+    model = plan.model
+    num_params = model.num_params()
+    plan.method.apply(model, plan.method_spec)
+    return Kind(model, num_params)
+
+
+def estimate(
+    request: Request, *, recipes: bool = True, breakdown: bool = True, plays: Plays | None = None
+) -> Report:
+    """Memory of one run on one device, from the model's config alone.
+
+    `recipes`: other precisions' totals too; `breakdown`: the parts of the peak (else it has none); `plays`: what
+    many requests have in common.
+    """
     plan = resolve(request)
-    settled = settle(plan)
-    memory = _memory(plan, settled)
+    settled = settle(plan, plays)
+    memory = memory_of(plan, settled, breakdown)
     resident, num_params = settled.account.resident, settled.num_params
+    time = step_time_of(plan, settled)
+    cost, cost_notes = cost_of(plan, memory, time)
     return Report.model_construct(
         schema_version=SCHEMA_VERSION,
         request=plan.request.model_dump(),
@@ -109,17 +135,42 @@ def estimate(request: Request, *, recipes: bool = True) -> Report:
         ),
         memory=memory,
         gpu=_fit(plan.gpu, plan, settled, memory) if plan.gpu is not None else None,
-        time=None,
-        cost=None,
+        time=time,
+        cost=cost,
         recipes=_other_recipes(plan) if recipes else (),
         versions=plan.versions.by_name(),
-        notes=_notes(plan, settled),
+        notes=(
+            *_notes(plan, settled),
+            *time_notes(plan.gpu, time, "bf16" in (plan.request.precision or "")),
+            *cost_notes,
+        ),
     )
 
 
-def _memory(plan: Plan, settled: Settled) -> Memory:
+def step_time_of(plan: Plan, settled: Settled) -> Time | None:
+    """Seconds of a step on the card that is named; None without one, or where its rates are not known."""
+    if plan.gpu is None:
+        return None
+    kernels = plan.request.kernels
+    if kernels not in settled.works:
+        settled.works[kernels] = step_work(settled.model, plan.step, settled.account, kernels)
+    gradients = settled.account.resident.gradients.requested
+    return time_of(plan.request, plan.gpu, settled.works[kernels], gradients)
+
+
+def cost_of(plan: Plan, memory: Memory, time: Time | None) -> tuple[Cost | None, tuple[str, ...]]:
+    """Hours and dollars of the run, and notes; nothing of it is loaded where nothing of it is asked."""
+    if not states_run(plan.request):
+        return None, (NO_LENGTH,) if time is not None else ()
+    from peftplan.pricing import check_run, facts_of, run_cost
+
+    return run_cost(check_run(plan.request), time, plan.gpu, facts_of(memory, plan.method.frozen_base))
+
+
+def memory_of(plan: Plan, settled: Settled, breakdown: bool = True) -> Memory:
+    """The three totals, and what they are made of."""
     outside = outside_allocator(plan.request, plan.gpu, plan.step)
-    account, reserved = settled.account, settled.reserved_bytes
+    account, reserved = settled.account, settled.replay.reserved_bytes
     resident = account.resident
     middle = reserved + resident.paged_bytes + outside.middle_bytes
     kind = kind_of_run(plan.method.frozen_base, plan.method_spec.quant is not None)
@@ -140,22 +191,18 @@ def _memory(plan: Plan, settled: Settled) -> Memory:
         moments=account.moments,
         evaluation_peak_bytes=settled.evaluation_peak_bytes,
         load=LoadBytes.model_construct(**asdict(settled.load)),
-        breakdown=account.breakdown,
+        breakdown=account.breakdown if breakdown else NOT_BROKEN_DOWN,
     )
 
 
 def _fit(gpu: GpuRecord, plan: Plan, settled: Settled, memory: Memory) -> GpuFit:
-    """Whether the run completes: the least memory in which it does against what the card can give.
+    """Whether the run completes with what the card can give, and how far that is from the least in which it does.
 
     The allocator gives cached segments back before it fails, so the step is replayed against a capacity
     rather than its reserved peak compared with it. Paged optimizer states can move to the host.
     """
-    outside = outside_allocator(plan.request, plan.gpu, plan.step)
-    if not settled.least_capacity_bytes:
-        settled.least_capacity_bytes = settled.replay.least_capacity_bytes(settled.reserved_bytes)
-    least = settled.least_capacity_bytes
-    needed = least + outside.middle_bytes
-    fits = needed <= gpu.usable_bytes
+    fits = completes_on(gpu, plan, settled)
+    headroom = _capacity(gpu, plan) - settled.replay.least_capacity_bytes
     return GpuFit.model_construct(
         name=gpu.name,
         num_gpus=plan.request.gpus,
@@ -164,8 +211,20 @@ def _fit(gpu: GpuRecord, plan: Plan, settled: Settled, memory: Memory) -> GpuFit
         usable_bytes=gpu.usable_bytes,
         fits=fits,
         certain=is_certain(fits, memory.interval.low_bytes, memory.interval.high_bytes, gpu.usable_bytes),
-        headroom_bytes=gpu.usable_bytes - needed,
+        # the least capacity is known to within a little: the verdict decides on which side it lies
+        headroom_bytes=max(headroom, 0) if fits else min(headroom, -1),
     )
+
+
+def completes_on(gpu: GpuRecord, plan: Plan, settled: Settled) -> bool:
+    """Whether the run completes on a card: the verdict of an estimate, and much cheaper than its headroom."""
+    capacity = _capacity(gpu, plan)
+    return capacity >= settled.account.peak_allocated_bytes and settled.replay.completes(capacity)
+
+
+def _capacity(gpu: GpuRecord, plan: Plan) -> int:
+    """Bytes that a card leaves to torch's allocator."""
+    return gpu.usable_bytes - outside_allocator(plan.request, plan.gpu, plan.step).middle_bytes
 
 
 def _other_recipes(plan: Plan) -> tuple[RecipeTotal, ...]:
@@ -194,6 +253,8 @@ def _notes(plan: Plan, settled: Settled) -> tuple[str, ...]:
     request, model = plan.request, settled.model
     notes = [plan.found.origin, recipe_note(request, plan.method.frozen_base, plan.step.autocast)]
     notes += length_notes(request, model.max_seq_len)
+    notes += plan.method.notes
+    notes += unused_notes(request, plan.method)
     notes.extend(model.notes)
     if "math" in settled.account.timeline.player.attention_kernels:
         notes.append(MATH_ATTENTION)
@@ -204,6 +265,13 @@ def _notes(plan: Plan, settled: Settled) -> tuple[str, ...]:
         "peak_reserved_bytes is modelled, not derived to the byte; device_bytes adds a CUDA context from literature"
     )
     return tuple(notes)
+
+
+def unused_notes(request: Request, method: Method) -> list[str]:
+    """Fields that were given and mean nothing to the method."""
+    unused = [name for name in SHARED if name not in method.takes and name != "alpha"]
+    given = [name for name in unused if getattr(request, name) != Request.model_fields[name].default]
+    return [f"--{name.replace('_', '-')} changes nothing with --method {method.name}" for name in given]
 
 
 def length_notes(request: Request, limit: int | None) -> list[str]:
@@ -248,7 +316,7 @@ def suggest_changes(request: Request, report: Report) -> tuple[Change, ...]:
     GPU nothing is known to fit.
     """
     found = []
-    for text, fields in single_changes(report.request):
+    for text, fields, _ in single_changes(report.request):
         try:
             plan = resolve(request.model_copy(update=fields))
             settled = settle(plan)
@@ -257,6 +325,6 @@ def suggest_changes(request: Request, report: Report) -> tuple[Change, ...]:
         saves = report.memory.peak_allocated_bytes - settled.account.peak_allocated_bytes
         if saves <= 0:
             continue
-        fits = plan.gpu is not None and _fit(plan.gpu, plan, settled, _memory(plan, settled)).fits
+        fits = plan.gpu is not None and completes_on(plan.gpu, plan, settled)
         found.append(Change.model_construct(change=text, saves_bytes=saves, fits=fits))
     return tuple(sorted(found, key=lambda change: -change.saves_bytes))

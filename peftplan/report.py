@@ -61,7 +61,7 @@ class LoadBytes(_Frozen):
     checkpoint_bytes: int
 
 
-class Memory(_Frozen):
+class MemoryFigures(_Frozen):
     """Three totals, never mixed: allocated and reserved by torch's allocator, and the process on the device.
 
     `evaluation_peak_bytes` and `load` are the closed form's; a trace of a model that it does not know has none.
@@ -77,6 +77,11 @@ class Memory(_Frozen):
     moments: dict[str, int]
     evaluation_peak_bytes: int | None
     load: LoadBytes | None
+
+
+class Memory(MemoryFigures):
+    """The same with the parts of the peak, which sum to `peak_allocated_bytes`."""
+
     breakdown: Node
 
 
@@ -118,6 +123,28 @@ class Time(_Frozen):
     mfu_frac: float | None  # the same without it
 
 
+class DataFacts(_Frozen):
+    """A training set's lengths in tokens, and what batches make of them in one pass.
+
+    `waste_frac` of the computed tokens is padding; `truncated_frac` of the set's tokens lies beyond the sequence
+    length and is lost.
+    """
+
+    num_examples: int
+    num_tokens: int
+    median_length: int
+    longest: int
+    mean_computed_length: float
+    waste_frac: float
+    truncated_frac: float
+    num_truncated: int
+    num_empty: int
+    num_broken: int
+    broken_lines: tuple[int, ...]
+    sampled_frac: float
+    basis: str
+
+
 class Cost(_Frozen):
     """A whole run, in hours and dollars: low, middle and high."""
 
@@ -134,6 +161,7 @@ class Cost(_Frozen):
     num_steps: int
     energy_kwh: float
     parts: dict[str, float]  # hours of training, evaluation, checkpoints, ...: they sum to `hours`
+    data: DataFacts | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from peftplan.units import parse_count
 
 Precision = Literal["bf16", "bf16-mixed", "bf16-master", "fp16", "fp16-mixed", "fp32"]
 FloatName = Literal["fp32", "bf16", "fp16"]
@@ -15,13 +17,24 @@ AttentionName = Literal["sdpa", "flash", "eager"]
 LossName = Literal["standard", "fused", "chunked"]
 QuantName = Literal["nf4", "fp4", "int8"]
 LoopName = Literal["plain", "trainer"]
-KernelsName = Literal["eager", "fused"]
+KernelsName = Literal["eager", "fused", "compiled"]
 ShardingName = Literal["none", "ddp"]
 EngineName = Literal["closed", "trace"]
 
 MAX_TOKENS = 10**8
 MAX_RANK = 10**6
 MAX_GPUS = 4096
+MAX_RUN_TOKENS = 10**15
+MAX_EPOCHS = 10**4
+MAX_USD_PER_GPU_HOUR = 1000
+
+
+def _counted(value: Any) -> Any:
+    """`50M` or `2.5B` as the number it stands for; what is no text is left as it is."""
+    return parse_count(value) if isinstance(value, str) else value
+
+
+COUNTED = BeforeValidator(_counted)
 
 
 class Request(BaseModel):
@@ -52,7 +65,9 @@ class Request(BaseModel):
     grad_accum: Annotated[
         int, Field(ge=1, le=MAX_TOKENS, strict=True, description="micro-batches per optimizer step")
     ] = 1
-    rank: Annotated[int, Field(ge=1, le=MAX_RANK, strict=True, description="adapter rank r")] = 16
+    rank: Annotated[
+        int, Field(ge=1, le=MAX_RANK, strict=True, description="adapter rank r; some methods start from another")
+    ] = 16
     alpha: Annotated[float | None, Field(gt=0, description="adapter scaling numerator; default 2r")] = None
     dropout: Annotated[float, Field(ge=0, lt=1, description="adapter dropout probability")] = 0.0
     use_rslora: Annotated[bool, Field(description="scale by alpha over the square root of r (rsLoRA)")] = False
@@ -66,6 +81,10 @@ class Request(BaseModel):
     modules_to_save: Annotated[
         list[str], Field(description="modules copied and trained whole beside the adapters")
     ] = []
+    method_options: Annotated[
+        dict[str, Any],
+        Field(description="options of one method alone: see `peftplan methods`"),
+    ] = {}
     adapter_dtype: Annotated[FloatName, Field(description="format of adapter weights (peft's default is fp32)")] = (
         "fp32"
     )
@@ -114,19 +133,85 @@ class Request(BaseModel):
     kernels: Annotated[
         KernelsName,
         Field(
-            description="eager: one kernel for each operation; fused: norms, rotary embeddings, activations and "
-            "losses in one each (torch.compile, Triton, Liger); changes time alone, for memory see --loss"
+            description="eager: one kernel for each operation; fused: norms, rotary embeddings and losses in one "
+            "each (Triton, Liger); compiled: adapters' casts and sums too (torch.compile); changes time alone, "
+            "for memory see --loss"
         ),
     ] = "eager"
     gpu: Annotated[str | None, Field(description="GPU from the catalogue; default: kernels of an A100 80GB")] = None
     gpus: Annotated[
         int,
-        Field(ge=1, le=MAX_GPUS, strict=True, description="number of GPUs; several share a step's batch (data parallel)"),
+        Field(
+            ge=1,
+            le=MAX_GPUS,
+            strict=True,
+            description="number of GPUs; several share a step's batch (data parallel)",
+        ),
     ] = 1
     sharding: Annotated[
         ShardingName,
         Field(description="how state is spread over GPUs; ddp: not at all, each holds everything"),
     ] = "none"
+    tokens: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_RUN_TOKENS, strict=True, description="tokens that the whole run trains on, such as 50M"),
+        COUNTED,
+    ] = None
+    examples: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_RUN_TOKENS,
+            strict=True,
+            description="examples of the training set, such as 52k; full sequences, or as long as those of --data",
+        ),
+        COUNTED,
+    ] = None
+    data: Annotated[
+        str | None,
+        Field(description="training set as JSONL, CSV or Parquet: its lengths give tokens, padding and truncation"),
+    ] = None
+    chars_per_token: Annotated[
+        float | None,
+        Field(ge=0.5, le=20, description="characters in a token of --data; default 4, of Chinese or Japanese 1.2"),
+    ] = None
+    epochs: Annotated[
+        float, Field(gt=0, le=MAX_EPOCHS, description="passes over --examples or --data; --tokens is the total")
+    ] = 1.0
+    packing: Annotated[
+        bool, Field(description="several examples of --data share a sequence (best fit, as TRL packs)")
+    ] = False
+    group_by_length: Annotated[
+        bool, Field(description="examples of like length share a batch, as Trainer samples with group_by_length")
+    ] = False
+    eval_tokens: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_RUN_TOKENS, strict=True, description="tokens of one evaluation; default: none is run"),
+        COUNTED,
+    ] = None
+    eval_every: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_RUN_TOKENS, strict=True, description="steps between evaluations; default: at the end"),
+        COUNTED,
+    ] = None
+    save_every: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_RUN_TOKENS, strict=True, description="steps between checkpoints; default: at the end"),
+        COUNTED,
+    ] = None
+    price: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=MAX_USD_PER_GPU_HOUR,
+            description="USD per GPU-hour; default: lowest, median and highest price of the catalogue",
+        ),
+    ] = None
+    provider: Annotated[str | None, Field(description="whose prices are taken: see `peftplan prices`")] = None
+    region: Annotated[str | None, Field(description="a provider's region, such as us-east-1")] = None
+    spot: Annotated[
+        bool, Field(description="interruptible machines: their prices, and what interruptions cost")
+    ] = False
     transformers: Annotated[
         str | None,
         Field(description="release of transformers whose behaviour is mirrored, such as 4.46; default 5.23"),
@@ -139,3 +224,19 @@ class Request(BaseModel):
     engine: Annotated[
         EngineName, Field(description="closed: arithmetic; trace: the real libraries on fake tensors")
     ] = "closed"
+
+
+# Fields of the whole run: how long it is, and what an hour costs.
+RUN_FIELDS = (
+    *("tokens", "examples", "data", "chars_per_token", "epochs", "packing", "group_by_length"),
+    *("eval_tokens", "eval_every", "save_every", "price", "provider", "region", "spot"),
+)
+_LEFT_OUT = {name: Request.model_fields[name].default for name in RUN_FIELDS}
+
+
+NO_LENGTH = "no cost: the run's length is not known; --tokens, --examples or --data states it"
+
+
+def states_run(request: Request) -> bool:
+    """Whether anything is asked of the whole run, beyond one step."""
+    return any(getattr(request, name) != value for name, value in _LEFT_OUT.items())

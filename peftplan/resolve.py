@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any
+
+from pydantic import ValidationError
 
 from peftplan.arch import build_model
 from peftplan.catalog import GpuRecord, find_gpu, nearest_gpus
 from peftplan.catalog.lookup import FoundModel, find_config
 from peftplan.errors import BadInput, NotFound
 from peftplan.memory.overheads import Context, outside
-from peftplan.methods import METHODS, Method
+from peftplan.methods import METHODS, Method, Options
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.request import Request
 from peftplan.specs.formats import BF16, FLOAT_DTYPES, FP16, FP32, DType, QuantFormat
@@ -41,6 +45,8 @@ class PeftMethod:
     frozen_base: bool = True
     default_precision: str = "bf16-mixed"
     default_quant: str | None = None
+    default_rank: int | None = None
+    options: type[Options] = Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +66,42 @@ class Plan:
 
     request: Request
     found: FoundModel
-    model: ModelSpec
+    max_seq_len: int | None
     method: Method
     method_spec: MethodSpec
     step: StepSpec
     gpu: GpuRecord | None
     versions: Versions
+    _first: list[ModelSpec] = field(default_factory=list)
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model as its config has it: another one each time, since a method rewrites what it is given."""
+        return self._first.pop() if self._first else _built(self.found, self.versions)
+
+
+# By model and versions: the positions a model takes, so that it need not be built to be known again.
+_LIMITS: OrderedDict[Hashable, int | None] = OrderedDict()
+_LIMITS_AT_MOST = 64
 
 
 def resolve(request: Request) -> Plan:
     """Fill in defaults, refuse contradictions, find the model and the GPU, and build both specs."""
     method = choose("--method", request.method, METHODS)
     found = find_requested(request.model)
-    model = build_model(found.config, f"config of {found.id}", requested_versions(request))
-    settings = settle_fields(request, method, model.max_seq_len)
-    return Plan(
-        settings.request, found, model, method, settings.method, settings.step, settings.gpu, settings.versions
-    )
+    versions = requested_versions(request)
+    key, first = (found.key(), versions), []
+    if key not in _LIMITS:
+        first.append(_built(found, versions))
+        _LIMITS[key] = first[0].max_seq_len
+        while len(_LIMITS) > _LIMITS_AT_MOST:
+            _LIMITS.popitem(last=False)
+    made = settle_fields(request, method, _LIMITS[key])
+    return Plan(made.request, found, _LIMITS[key], method, made.method, made.step, made.gpu, versions, first)
+
+
+def _built(found: FoundModel, versions: Versions) -> ModelSpec:
+    return build_model(found.config, f"config of {found.id}", versions)
 
 
 def settle_fields(request: Request, method: Method | PeftMethod, max_seq_len: int | None) -> Settings:
@@ -96,6 +121,7 @@ def settle_fields(request: Request, method: Method | PeftMethod, max_seq_len: in
         quant=_quant(filled),
         kbit_prepare=bool(filled.kbit_prepare),
         trl_casts=filled.trl_casts,
+        options=method_options(method, filled.method_options),
     )
     step = StepSpec(
         micro_batch=filled.micro_batch,
@@ -182,11 +208,14 @@ def _fill(request: Request, method: Method | PeftMethod, max_seq_len: int | None
     base = request.base_dtype
     if base is None:
         base = FULL_RECIPES[precision][0].short if not method.frozen_base else "bf16"  # type: ignore[assignment]
+    rank = method.default_rank if method.default_rank and "rank" not in request.model_fields_set else request.rank
     return request.model_copy(
         update={
             "method": method.name,
             "seq_len": request.seq_len or min(DEFAULT_SEQ_LEN, limit),
-            "alpha": request.alpha if request.alpha is not None else 2.0 * request.rank,
+            "rank": rank,
+            "alpha": request.alpha if request.alpha is not None else 2.0 * rank,
+            "method_options": dict(method_options(method, request.method_options)),
             "precision": precision,
             "base_dtype": base,
             "quant": quant,
@@ -196,6 +225,20 @@ def _fill(request: Request, method: Method | PeftMethod, max_seq_len: int | None
             **requested_versions(request).by_name(),
         }
     )
+
+
+def method_options(method: Method | PeftMethod, given: dict[str, Any]) -> Options:
+    """The options of one method alone; what it does not have or take is refused with what it has."""
+    try:
+        return method.options.model_validate({name.replace("-", "_"): value for name, value in given.items()})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name, known = str(first["loc"][0]), method.options.model_fields
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has no options of its own"
+            raise BadInput(f"--method-option {name} is none of --method {method.name}; {has}") from None
+        told = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        raise BadInput(f"--method-option {name}={first['input']} is not allowed; it {told}") from None
 
 
 def _formats(request: Request, method: Method | PeftMethod) -> tuple[DType, DType | None]:

@@ -40,11 +40,126 @@ SOURCES: dict[str, Source] = {
         "arXiv:2305.14314, sections 2 and 3",
         "2023",
     ),
+    "eight-bit-optimizers": Source(
+        "Dettmers et al., 8-bit Optimizers via Block-wise Quantization",
+        "arXiv:2110.02861, section 3 (quality beside 32-bit states)",
+        "2021",
+    ),
     "rslora": Source(
         "Kalajdzievski, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
         "arXiv:2312.03732, section 3",
         "2023",
     ),
+    "flash-attention-2": Source(
+        "Dao, FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning",
+        "arXiv:2307.08691, section 4.1 (flop of a pass)",
+        "2023",
+    ),
+    "dora": Source(
+        "Liu et al., DoRA: Weight-Decomposed Low-Rank Adaptation", "arXiv:2402.09353, section 4", "2024"
+    ),
+    "lora-plus": Source(
+        "Hayou et al., LoRA+: Efficient Low Rank Adaptation of Large Models", "arXiv:2402.12354, section 4", "2024"
+    ),
+    "lora-fa": Source(
+        "Zhang et al., LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning",
+        "arXiv:2308.03303, section 3",
+        "2023",
+    ),
+    "pissa": Source(
+        "Meng et al., PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
+        "arXiv:2404.02948, section 3",
+        "2024",
+    ),
+    "olora": Source(
+        "Buyukakyuz, OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", "arXiv:2406.01775", "2024"
+    ),
+    "loftq": Source(
+        "Li et al., LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models",
+        "arXiv:2310.08659, section 3",
+        "2023",
+    ),
+    "eva": Source(
+        "Paischer et al., One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation",
+        "arXiv:2410.07170",
+        "2024",
+    ),
+    "lora-ga": Source(
+        "Wang et al., LoRA-GA: Low-Rank Adaptation with Gradient Approximation", "arXiv:2407.05000", "2024"
+    ),
+    "corda": Source(
+        "Yang et al., CorDA: Context-Oriented Decomposition Adaptation of Large Language Models",
+        "arXiv:2406.05223",
+        "2024",
+    ),
+    "adalora": Source(
+        "Zhang et al., AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+        "arXiv:2303.10512, section 3",
+        "2023",
+    ),
+    "ia3": Source(
+        "Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+        "arXiv:2205.05638, section 3.3",
+        "2022",
+    ),
+    "vera": Source(
+        "Kopiczko et al., VeRA: Vector-based Random Matrix Adaptation", "arXiv:2310.11454, section 3", "2023"
+    ),
+    "houlsby": Source(
+        "Houlsby et al., Parameter-Efficient Transfer Learning for NLP", "arXiv:1902.00751, section 2", "2019"
+    ),
+    "pfeiffer": Source(
+        "Pfeiffer et al., AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
+        "arXiv:2005.00247, appendix A",
+        "2020",
+    ),
+    "fourierft": Source(
+        "Gao et al., Parameter-Efficient Fine-Tuning with Discrete Fourier Transform",
+        "arXiv:2405.03003, section 3",
+        "2024",
+    ),
+    "loha": Source(
+        "Hyeon-Woo et al., FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning",
+        "arXiv:2108.06098, section 2",
+        "2021",
+    ),
+    "lokr": Source(
+        "Yeh et al., Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation",
+        "arXiv:2309.14859, section 3",
+        "2023",
+    ),
+    "miss": Source(
+        "Kang and Yin, MiSS: Balancing LoRA Performance and Efficiency with Simple Shard Sharing",
+        "arXiv:2409.15371",
+        "2024",
+    ),
+    "oft": Source(
+        "Qiu et al., Orthogonal Finetuning Made Scalable",
+        "arXiv:2506.19847, section 3 (the input is turned)",
+        "2025",
+    ),
+    "ln-tuning": Source(
+        "Zhao et al., Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning",
+        "arXiv:2312.11420",
+        "2023",
+    ),
+    "bitfit": Source(
+        "Ben Zaken et al., BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based "
+        "Masked Language-models",
+        "arXiv:2106.10199",
+        "2021",
+    ),
+    "prompt-tuning": Source(
+        "Lester et al., The Power of Scale for Parameter-Efficient Prompt Tuning",
+        "arXiv:2104.08691, section 2",
+        "2021",
+    ),
+    "prefix-tuning": Source(
+        "Li and Liang, Prefix-Tuning: Optimizing Continuous Prompts for Generation",
+        "arXiv:2101.00190, section 4",
+        "2021",
+    ),
+    "p-tuning": Source("Liu et al., GPT Understands, Too", "arXiv:2103.10385, section 3", "2021"),
     "mixed-precision": Source(
         "Micikevicius et al., Mixed Precision Training",
         "arXiv:1710.03740, section 3.1 (fp32 master copy of weights)",
@@ -59,6 +174,21 @@ SOURCES: dict[str, Source] = {
         "Chen et al., Symbolic Discovery of Optimization Algorithms",
         "arXiv:2302.06675, algorithm 2",
         "2023",
+    ),
+    "roofline": Source(
+        "Williams et al., Roofline: An Insightful Visual Performance Model for Multicore Architectures",
+        "documentation: Communications of the ACM 52(4), doi:10.1145/1498765.1498785",
+        "2009",
+    ),
+    "nvidia-tensor-cores": Source(
+        "Rates of tensor cores by type: 8-bit products at twice the 16-bit rate",
+        "documentation: NVIDIA A100 tensor core GPU architecture whitepaper, table 2",
+        "2020",
+    ),
+    "pcie": Source(
+        "PCI Express: bytes per second of a lane by generation",
+        "documentation: PCI-SIG specifications 3.0 to 5.0, 8 to 32 GT/s with 128b/130b encoding",
+        "2019",
     ),
     # ---- torch
     "torch-autograd": Source(
@@ -142,6 +272,11 @@ SOURCES: dict[str, Source] = {
     "torch-indexing": Source(
         "Indexing by tensors: masks turned into indices, one-hot tensors filled in place",
         "aten/src/ATen/native/IndexingUtils.h, TensorAdvancedIndexing.cpp, Onehot.cpp, cuda/IndexKernel.cpp",
+        _TORCH,
+    ),
+    "torch-flop-counter": Source(
+        "What torch's own counter takes for products and attention kernels; it does not see the causal mask",
+        "torch/utils/flop_counter.py, mm_flop, sdpa_flop, sdpa_backward_flop_count",
         _TORCH,
     ),
     "torch-foreach": Source(
@@ -258,6 +393,17 @@ SOURCES: dict[str, Source] = {
         "peft/tuners/lora/layer.py, peft/tuners/lora/bnb.py",
         _PEFT,
     ),
+    "peft-init": Source(
+        "peft's initialisations of LoRA: which tensors they hold while they run",
+        "peft/tuners/lora/layer.py, peft/utils/loftq_utils.py, peft/tuners/lora/eva.py, peft/tuners/lora/corda.py, "
+        "peft/tuners/lora/loraga.py",
+        _PEFT,
+    ),
+    "peft-trainable-tokens": Source(
+        "peft's trained rows of a token table",
+        "peft/tuners/trainable_tokens/layer.py",
+        _PEFT,
+    ),
     "fitcheck-reserved": Source(
         "Allocated and reserved memory of 69 runs that others measured on a T4",
         "documentation: profiles/published/fitcheck_t4_reserved.csv, from fitcheck-llm's data/measurements",
@@ -295,6 +441,11 @@ SOURCES: dict[str, Source] = {
         "bitsandbytes/autograd/_functions.py, MatMul4Bit; bitsandbytes/backends/cuda/ops.py, gemm_4bit",
         _BITSANDBYTES,
     ),
+    "bnb-lookup": Source(
+        "Unpacking 4-bit weights by a lookup in place of comparisons: how much faster, by card",
+        "csrc/kernels.cu, kDequantizeBlockwise; bitsandbytes-foundation/bitsandbytes pull requests 1746 and 1747",
+        "bitsandbytes 0.48",
+    ),
     "bnb-int8": Source(
         "8-bit weights: row scales, the matrix product and what its graph node holds",
         "bitsandbytes/nn/modules.py, Int8Params; bitsandbytes/autograd/_functions.py, MatMul8bitLt",
@@ -315,6 +466,52 @@ SOURCES: dict[str, Source] = {
         "torchtune's cross-entropy in pieces of the sequence, each upcast and reduced by itself",
         "torchtune/modules/loss/cross_entropy_loss.py",
         "torchtune 0.6",
+    ),
+    # ---- runs and money
+    "young-checkpoint": Source(
+        "Young, A First Order Approximation to the Optimum Checkpoint Interval",
+        "Communications of the ACM 17(9), pages 530 to 531; documentation of the formula sqrt(2 save M)",
+        "1974",
+    ),
+    "restart-time": Source(
+        "Daly, A higher order estimate of the optimum checkpoint interval for restart dumps",
+        "Future Generation Computer Systems 22(3), documentation of a typical restart of 10 min in figures 3 to 5",
+        "2006",
+    ),
+    "spot-traces": Source(
+        "Wu et al., Can't Be Late: the recorded lives of spot machines behind the paper",
+        "documentation and traces of skypilot-org/spot-traces: preemption/1-node/aws-04-22-2023, us-west-2b",
+        "2023",
+    ),
+    "gcp-preemptible": Source(
+        "Google's preemptible machines, which always stop after 24 hours",
+        "documentation of Compute Engine, create and use preemptible VMs",
+        "2026",
+    ),
+    "aws-gp3": Source(
+        "Amazon's general-purpose disks: 125 MiB/s unless more is paid for",
+        "documentation of Amazon EBS volume types, gp3",
+        "2026",
+    ),
+    "training-power": Source(
+        "Newkirk et al., Empirically-Calibrated H100 Node Power Models for AI Training Energy",
+        "arXiv:2506.14551, abstract (76 % of the rating under heavy load)",
+        "2025",
+    ),
+    "trainer-length-groups": Source(
+        "Trainer's sampler that sorts by length within groups of 50 steps",
+        "transformers/trainer_pt_utils.py, get_length_grouped_indices; transformers/trainer.py",
+        _TRANSFORMERS,
+    ),
+    "trl-packing": Source(
+        "TRL's packing of examples into sequences, best fit with decreasing length",
+        "trl/data_utils.py, pack_dataset",
+        "trl 0.29",
+    ),
+    "liger-kernels": Source(
+        "Norms, rotary embeddings, activations and losses as one Triton kernel each",
+        "liger_kernel/ops/rms_norm.py, rope.py, swiglu.py, cross_entropy.py",
+        "liger-kernel 0.6",
     ),
     "liger-flce": Source(
         "Liger-Kernel's linear cross-entropy: head and loss in chunks of tokens",

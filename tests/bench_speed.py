@@ -1,8 +1,9 @@
 """How fast an answer comes: `python tests/bench_speed.py`. A benchmark, not a test: nothing here fails.
 
 It prints the milliseconds of one `estimate()` of an 80-layer model (the first call of the process, calls on
-new sequence lengths, repeated calls), and the time of the whole process `peftplan estimate … --json` beside
-that of importing what any command line with tables and models imports.
+new sequence lengths, repeated calls), of a point of a sweep beside an estimate of its own, and the time of the
+whole process `peftplan estimate … --json` beside that of importing what any command line with tables and models
+imports.
 """
 # a benchmark prints
 
@@ -14,10 +15,11 @@ import sys
 from collections.abc import Callable
 from time import perf_counter
 
-from peftplan import Request
+from peftplan import Request, sweep
 from peftplan.planner import estimate, suggest_changes
 
 MODEL, METHOD = "llama-70b", "qlora"
+SWEPT = "llama-3-8b"
 RUNS = 15
 COMMAND = (sys.executable, "-m", "peftplan", "estimate", MODEL, "--method", METHOD, "--json")
 YARDSTICK = (sys.executable, "-c", "import typer, rich.table; from pydantic import BaseModel")
@@ -28,6 +30,19 @@ def milliseconds(work: Callable[[], object]) -> float:
     start = perf_counter()
     work()
     return 1000 * (perf_counter() - start)
+
+
+def sweeps() -> None:
+    """Print the time of a point of a large grid, beside that of an estimate of its own."""
+    over = {"rank": [8, 16, 32, 64, 128], "seq_len": range(128, 128 * 101, 128), "micro_batch": [1, 2]}
+    points = 5 * 100 * 2
+    print(f"sweep({SWEPT}, {points} points), a point")
+    for gpu in (None, "a100-80"):
+        request = Request(model=SWEPT, gpu=gpu)
+        quick = milliseconds(lambda request=request: sweep(request, over)) / points
+        lengths = [request.model_copy(update={"seq_len": 1000 + 8 * step}) for step in range(RUNS)]
+        alone = min(milliseconds(lambda asked=asked: estimate(asked)) for asked in lengths)
+        print(f"  {f'on {gpu}' if gpu else 'without a GPU':<19} {quick:8.2f} ms ({alone / quick:.0f} times faster)")
 
 
 def process(words: tuple[str, ...]) -> None:
@@ -67,4 +82,5 @@ def processes() -> None:
 
 if __name__ == "__main__":
     estimates()
+    sweeps()
     processes()

@@ -4,43 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# Above a boundary, so many further values are tried: kernels that want whole multiples of 8 need a little less
-# on them, so that a value may do again behind one that does not.
-NEIGHBOURS = 8
+# Kernels that want whole multiples of this need a little less on them: behind a value that does not do, the next
+# multiple may do again.
+ALIGNMENT = 8
 
 
-def largest(does: Callable[[int], bool], start: int, most: int) -> int | None:
+def largest(does: Callable[[int], bool], start: int, most: int, step: int = 1) -> int | None:
     """The largest value from 1 to `most` that does, found from `start`; None if none was found down to 1.
 
-    Doubles away from `start`, then halves the gap, so the value above the answer has been tried and does
-    not do. What does again further above, behind more than `NEIGHBOURS` values that do not, is not seen.
+    Steps away from `start` double, from the first one given; then the gap is halved, so the value above the answer
+    has been tried and does not do, nor does the multiple of `ALIGNMENT` behind it. What does again further above is
+    not seen.
     """
-    low = _first_below(does, min(start, most))
+    low = _first_below(does, min(start, most), step)
     if low is None:
         return None
     while True:
-        low = _climb(does, low, most)
-        again = [value for value in range(low + 2, min(low + NEIGHBOURS, most) + 1) if does(value)]
-        if not again:
+        low = _climb(does, low, most, step)
+        aligned = (low // ALIGNMENT + 1) * ALIGNMENT
+        if aligned > most or not does(aligned):
             return low
-        low = again[-1]
+        low, step = aligned, 1
 
 
-def _first_below(does: Callable[[int], bool], start: int) -> int | None:
-    """The first value that does on the way from `start` down to 1, by halves."""
+def _first_below(does: Callable[[int], bool], start: int, step: int) -> int | None:
+    """A value that does, at `start` or below it, in steps that double; the last one is 1."""
     value = start
-    while value and not does(value):
-        value //= 2
-    return value or None
+    while not does(value):
+        if value == 1:
+            return None
+        value, step = max(value - step, 1), 2 * step
+    return value
 
 
-def _climb(does: Callable[[int], bool], low: int, most: int) -> int:
+def _climb(does: Callable[[int], bool], low: int, most: int, step: int) -> int:
     """A value from `low`, which does, upwards, whose next does not: or `most`."""
     high = low
     while high == low:
         if low == most:
             return low
-        high = min(2 * low, most)
+        high, step = min(low + step, most), 2 * step
         if does(high):
             low = high
     while high - low > 1:

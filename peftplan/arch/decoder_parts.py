@@ -49,6 +49,7 @@ class Given(NamedTuple):
     table: Table
     mask: Tensor | None
     others: Sequence[Table] = ()  # tables that a block is given too, and does not read
+    window: int | None = None  # how many keys a query sees
 
 
 class CenteredRMSNorm(Module):
@@ -97,19 +98,19 @@ class Attention(Module):
         batch, length, _ = x.shape
         heads, kv_heads = (batch, s.heads, length, s.dim), (batch, s.kv_heads, length, s.dim)
         if s.head_norms == "projected":
-            q = t.call("q_norm", self.q_norm, t.view(t.call("q_proj", self.q_proj, x), heads))
-            k = t.call("k_norm", self.k_norm, t.view(t.call("k_proj", self.k_proj, x), kv_heads))
+            q = t.call("q_norm", self.q_norm, t.split_heads(t.call("q_proj", self.q_proj, x), heads))
+            k = t.call("k_norm", self.k_norm, t.split_heads(t.call("k_proj", self.k_proj, x), kv_heads))
         else:
-            q = t.view(t.call("q_proj", self.q_proj, x), heads)
-            k = t.view(t.call("k_proj", self.k_proj, x), kv_heads)
-        v = t.view(t.call("v_proj", self.v_proj, x), kv_heads)
+            q = t.split_heads(t.call("q_proj", self.q_proj, x), heads)
+            k = t.split_heads(t.call("k_proj", self.k_proj, x), kv_heads)
+        v = t.split_values(t.call("v_proj", self.v_proj, x), kv_heads, s.heads, given.mask)
         if s.head_norms == "together":
             q = t.call("q_norm", self.q_norm, q)
             k = t.call("k_norm", self.k_norm, k)
         table = layer_table(t, self, v, given.table)
         q, k = rotate_pair(t, q, k, table)
         k, v = t.repeat_first(q, k, v)
-        out = t.attend(q, k, v, given.mask, s.attn_dropout, softcap=s.score_cap)
+        out = t.attend(q, k, v, given.mask, s.attn_dropout, softcap=s.score_cap, window=given.window, split=True)
         out = t.view(out, (batch, length, s.heads * s.dim))
         out = t.call("o_proj", self.o_proj, out)
         return out  # type: ignore[no-any-return]
@@ -144,11 +145,12 @@ class FusedAttention(Module):
         width, kv_width = (batch, length, s.heads * s.dim), (batch, length, s.kv_heads * s.dim)
         q, k, v = t.slice(qkv, width), t.slice(qkv, kv_width), t.slice(qkv, kv_width)
         heads, kv_heads = (batch, s.heads, length, s.dim), (batch, s.kv_heads, length, s.dim)
-        q, k, v = t.view(q, heads), t.view(k, kv_heads), t.view(v, kv_heads)
+        q, k = t.split_heads(q, heads), t.split_heads(k, kv_heads)
+        v = t.split_values(v, kv_heads, s.heads, given.mask)
         table, joined = layer_table(t, self, v, given.table), not t.behaviour.attention_inline
         q, k = (rotate_parts if joined else rotate_pair)(t, q, k, table)
         k, v = t.repeat_first(q, k, v)
-        out = t.attend(q, k, v, given.mask, s.attn_dropout, by_heads=joined)
+        out = t.attend(q, k, v, given.mask, s.attn_dropout, by_heads=joined, window=given.window, split=True)
         out = t.view(out, width)
         out = t.call("o_proj", self.o_proj, out)
         return out  # type: ignore[no-any-return]

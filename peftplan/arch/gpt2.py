@@ -48,6 +48,7 @@ class Attention(Module):
         heads = (batch, s.heads, length, width // s.heads)
         q, k, v = t.split(t.call("c_attn", self.c_attn, x), [x.shape] * 3)
         q, k, v = t.view(q, heads), t.view(k, heads), t.view(v, heads)
+        k, v = t.extended(k, v)
         if t.attention == "eager":
             out = self.eager(t, q, k, v, mask)
         else:

@@ -76,7 +76,7 @@ def build(c: Config) -> ModelSpec:
         for kind, mask in masks.items():
             if (kind in kinds or not does.tables_by_need) if row.tables_by_kind else not table:
                 table = (*model_tables(t, model.rotary_emb, x, positions), positions)
-            given[kind] = Given(table, mask)
+            given[kind] = Given(table, mask, window=windows[kind])
         if not does.tables_by_need:
             tables = [one.table for one in given.values()]
             given = {kind: one._replace(others=tables) for kind, one in given.items()}

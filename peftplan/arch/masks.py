@@ -21,7 +21,7 @@ def attention_mask(
 
     `always`: the family asks for one where the kernel's causal flag would do.
     """
-    needed = always or t.padding or (window is not None and length >= window)
+    needed = always or t.padding or t.prefix_length or (window is not None and length >= window)
     if t.attention == "eager":
         return numbers_mask(t, batch, length, dtype, window is not None)
     if t.attention == "flash":
@@ -73,8 +73,9 @@ def both_ways_mask(t: Ops, ids: Tensor, dtype: DType) -> Tensor | None:
 
 
 def _before(t: Ops, length: int) -> Tensor:
-    """Which keys stand before each query: [1, 1, length, length], one byte each."""
-    shape, numel = (1, 1, length, length), length * length
+    """Which keys stand before each query: [1, 1, length, keys], one byte each."""
+    keys = length + t.prefix_length
+    shape, numel = (1, 1, length, keys), length * keys
     before = t.new(shape, numel, BOOL, "le")
     seen: Tensor = t.new(shape, numel, BOOL, "bitwise_and")
     del before
@@ -82,8 +83,9 @@ def _before(t: Ops, length: int) -> Tensor:
 
 
 def _allowed(t: Ops, batch: int, length: int, windowed: bool) -> Tensor:
-    """Which keys each query may see: [batch, 1, length, length], one byte each."""
-    shape, numel = (1, 1, length, length), length * length
+    """Which keys each query may see: [batch, 1, length, keys], one byte each."""
+    keys = length + t.prefix_length
+    shape, numel = (1, 1, length, keys), length * keys
     inside = None
     if windowed:
         near = t.new(shape, numel, BOOL, "gt")
@@ -94,4 +96,4 @@ def _allowed(t: Ops, batch: int, length: int, windowed: bool) -> Tensor:
         del inside
         seen = t.new(shape, numel, BOOL, "bitwise_and")
     # joined with the padding mask, which is given even where it hides nothing
-    return t.new((batch, 1, length, length), batch * numel, BOOL, "bitwise_and")  # type: ignore[no-any-return]
+    return t.new((batch, *shape[1:]), batch * numel, BOOL, "bitwise_and")  # type: ignore[no-any-return]

@@ -73,7 +73,7 @@ def split_head(t: Ops, x: Tensor, table: Table) -> tuple[Tensor, Tensor]:
     """The dimensions of each head that are rotated, and the rest."""
     width, dim = x.shape[-1], table[0].shape[-1]
     front, rest = (*x.shape[:-1], dim), (*x.shape[:-1], width - dim)
-    return (t.slice(x, front) if dim < width else x), t.slice(x, rest)
+    return (t.slice(x, front) if dim < width else t.alias(x)), t.slice(x, rest)
 
 
 def has_two_sets(c: Config) -> bool:

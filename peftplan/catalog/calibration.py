@@ -7,6 +7,8 @@ import os
 import sys
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,7 +19,8 @@ class GpuCalibration(BaseModel):
     """One GPU's figures, each the median over the records of its runs.
 
     `context_bytes` is what a process holds outside torch's allocator, `reserved_ratio` what was reserved over what
-    was predicted.
+    was predicted, `power_w` what the GPU drew while steps were measured, `step_time_ratios` what steps took over
+    what was predicted, by kind of run (full, adapters, packed).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -25,6 +28,14 @@ class GpuCalibration(BaseModel):
     num_runs: int = Field(ge=1)
     context_bytes: int | None = Field(None, ge=0)
     reserved_ratio: float | None = Field(None, gt=0)
+    power_w: float | None = Field(None, gt=0)
+    step_time_ratios: dict[str, Annotated[float, Field(gt=0)]] = {}
+
+    def step_time_ratio(self, kind: str) -> float | None:
+        """What steps of a kind took over what was predicted; of other kinds where this one was not measured."""
+        if kind in self.step_time_ratios or not self.step_time_ratios:
+            return self.step_time_ratios.get(kind)
+        return median(self.step_time_ratios.values())
 
 
 class Calibration(BaseModel):

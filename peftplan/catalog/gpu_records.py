@@ -48,6 +48,7 @@ class GpuRecord:
     usable_bytes: int
     capacity_basis: str
     mem_bytes_per_s: float
+    l2_bytes: int  # the last cache before the memory
     bf16_flop_per_s: float | None
     fp16_flop_per_s: float | None
     fp32_flop_per_s: float | None
@@ -114,6 +115,7 @@ def _record(raw: _Raw, raws: Sequence[_Raw]) -> GpuRecord:
         usable_bytes=usable_bytes,
         capacity_basis=basis,
         mem_bytes_per_s=float(raw["mem_bandwidth_gb_per_s"]) * GB,
+        l2_bytes=round(raw["l2_mib"] * MIB),
         bf16_flop_per_s=_flop_per_s(raw["bf16_dense_tflop_per_s"]),
         fp16_flop_per_s=_flop_per_s(raw["fp16_dense_tflop_per_s"]),
         fp32_flop_per_s=_flop_per_s(raw["fp32_tflop_per_s"]),

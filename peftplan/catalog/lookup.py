@@ -81,6 +81,15 @@ def parse_config(text: str | bytes, where: str) -> dict[str, Any]:
     return value
 
 
+def check_config_size(num_bytes: int, where: str) -> None:
+    """Refuse what is too long to be a config."""
+    if num_bytes > MAX_CONFIG_BYTES:
+        raise BadInput(
+            f"{where} has {format_bytes(num_bytes)}; a config.json has at most "
+            f"{format_bytes(MAX_CONFIG_BYTES)} - this may be a file of weights"
+        )
+
+
 def _from_path(path: Path) -> FoundModel:
     if path.is_dir():
         inside = path / "config.json"
@@ -95,11 +104,7 @@ def _read(path: Path) -> dict[str, Any]:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise BadInput(f"{where} is no regular file; give a model's config.json")
-    if status.st_size > MAX_CONFIG_BYTES:
-        raise BadInput(
-            f"{where} has {format_bytes(status.st_size)}; a config.json has at most "
-            f"{format_bytes(MAX_CONFIG_BYTES)} - this may be a file of weights"
-        )
+    check_config_size(status.st_size, where)
     return parse_config(path.read_bytes(), where)
 
 

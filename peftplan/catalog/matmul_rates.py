@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 _FILE = Path(__file__).with_name("matmul_rates.json")
 _TERA = 10**12
@@ -35,16 +36,19 @@ class MatmulRecord:
 @lru_cache(maxsize=1)
 def matmul_records() -> dict[str, MatmulRecord]:
     """Every record by its GPU's key; read once, on first use."""
-    raws = json.loads(_FILE.read_text(encoding="utf-8"))
+    raws: list[dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))
     return {
         raw["key"]: MatmulRecord(
-            raw["key"],
-            *(
-                None if raw[f"{dtype}_tflop_per_s"] is None else raw[f"{dtype}_tflop_per_s"] * _TERA
-                for dtype in ("fp32", "fp16", "bf16")
-            ),
-            raw["source"],
-            raw["date"],
+            key=raw["key"],
+            fp32_flop_per_s=_flop_per_s(raw["fp32_tflop_per_s"]),
+            fp16_flop_per_s=_flop_per_s(raw["fp16_tflop_per_s"]),
+            bf16_flop_per_s=_flop_per_s(raw["bf16_tflop_per_s"]),
+            source=raw["source"],
+            date=raw["date"],
         )
         for raw in raws
     }
+
+
+def _flop_per_s(tflop_per_s: float | None) -> float | None:
+    return None if tflop_per_s is None else tflop_per_s * _TERA

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from peftplan.catalog.calibration import Calibration
     from peftplan.render.blocks import Block
 
-COLUMNS = ("gpu", "num_runs", "context_bytes", "reserved_ratio")
+COLUMNS = ("gpu", "num_runs", "context_bytes", "reserved_ratio", "power_w")
 
 
 def run(given: dict[str, Any]) -> int:
@@ -31,7 +31,7 @@ def run(given: dict[str, Any]) -> int:
     calibration = _shown() if given.get("show") else _made(given.get("folder"))
     from peftplan.render.table_csv import rows_csv
 
-    rows = [(key, gpu.num_runs, gpu.context_bytes, gpu.reserved_ratio) for key, gpu in calibration.gpus.items()]
+    rows = [(key, *(getattr(gpu, name) for name in COLUMNS[1:])) for key, gpu in calibration.gpus.items()]
     emit(form, calibration.model_dump_json, lambda: _blocks(calibration), lambda: rows_csv(COLUMNS, rows))
     return EXIT_OK
 
@@ -82,6 +82,7 @@ def _blocks(calibration: Calibration) -> Iterator[Block]:
             str(gpu.num_runs),
             "-" if gpu.context_bytes is None else format_bytes(gpu.context_bytes),
             "-" if gpu.reserved_ratio is None else f"{gpu.reserved_ratio:.3f}",
+            "-" if gpu.power_w is None else f"{gpu.power_w:.0f} W",
         )
         for key, gpu in calibration.gpus.items()
     )
@@ -90,6 +91,7 @@ def _blocks(calibration: Calibration) -> Iterator[Block]:
         Column("runs", right=True),
         Column("outside the allocator", right=True),
         Column("reserved, measured / predicted", right=True),
+        Column("draw", right=True),
     )
     yield Table(f"Calibration of {calibration.date}", columns, rows)
     yield Text(
@@ -106,5 +108,6 @@ COMMAND = Command(
         switch("remove", "remove it: estimates are general again"),
         *output_options(),
     ),
-    "The JSON holds schema_version, date, source and gpus (by key: num_runs, context_bytes, reserved_ratio).",
+    "The JSON holds schema_version, date, source and gpus, which have by key num_runs, context_bytes, "
+    "reserved_ratio and power_w.",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +21,7 @@ from peftplan.errors import BadInput, NotFound
 from peftplan.request import EngineName, Request
 
 DEFAULT_METHODS = "full,lora,qlora"
+ALL = "all"
 
 
 def run(given: dict[str, Any]) -> int:
@@ -54,6 +56,8 @@ def _requests(given: dict[str, Any]) -> list[Request]:
             raise BadInput("--methods sets the columns of one MODEL; a saved request has its own method")
         return [_saved(name, given_fields({**given, "model": None})) for name in names]
     request = request_from({**given, "model": names[0]})
+    if given.get("methods", "").strip().lower() == ALL:
+        return _ranked(request)
     methods = _listed(given.get("methods", DEFAULT_METHODS if "engines" not in given else request.method))
     if not methods:
         raise BadInput(f"--methods names none; give some of {', '.join(method_names())}")
@@ -62,6 +66,26 @@ def _requests(given: dict[str, Any]) -> list[Request]:
         for method in methods
         for engine in _engines(given, request)
     ]
+
+
+def _ranked(request: Request) -> list[Request]:
+    """Every method that runs on the model, the one with the lowest peak first."""
+    from peftplan.methods import METHODS
+    from peftplan.planner import estimate
+
+    found = []
+    for name, method in METHODS.items():
+        own = {key: value for key, value in request.method_options.items() if key in method.options.model_fields}
+        asked = request.model_copy(update={"method": name, "method_options": own})
+        try:
+            answer = estimate(asked, recipes=False, breakdown=False)
+        except BadInput as error:
+            print(f"left out: {name}: {error}", file=sys.stderr)
+            continue
+        found.append((answer.memory.peak_allocated_bytes, asked))
+    if not found:
+        raise BadInput("no method runs on this model as asked; see the lines above")
+    return [asked for _, asked in sorted(found, key=lambda one: one[0])]
 
 
 def _listed(text: str) -> list[str]:
@@ -123,7 +147,7 @@ COMMAND = Command(
         Option(
             "methods",
             ("--methods",),
-            lambda: f"columns, with commas; default {DEFAULT_METHODS}",
+            lambda: f"columns, with commas, or {ALL}, by their peaks; default {DEFAULT_METHODS}",
             metavar="NAMES",
             complete=method_names,
         ),

@@ -29,6 +29,8 @@ REQUIRED = {
     "rich": ("rich", "tables; not --json, --csv, --markdown, --plain"),
 }
 HUB = {"huggingface_hub": ("huggingface_hub", "a MODEL that is a Hub id and not in the local cache")}
+DATA = {"pyarrow": ("pyarrow", "--data of a Parquet file")}
+EXPLORER = {"streamlit": ("streamlit", "ui")}
 # Estimates need none of these: what they would do is worked out from the versions named in every answer.
 MIRRORED = {
     "torch": "trace, profile",
@@ -60,7 +62,7 @@ def look() -> list[Row]:
         _row("python", True, f"{platform.python_version()} at {sys.executable}", EVERY),
         _row("peftplan", True, f"{peftplan.__version__} at {Path(peftplan.__file__).parent}", EVERY),
     ]
-    rows += [_module(name, *about) for name, about in {**REQUIRED, **HUB}.items()]
+    rows += [_module(name, *about) for name, about in {**REQUIRED, **HUB, **DATA, **EXPLORER}.items()]
     rows.append(_hub_cache())
     from peftplan.versions import REFERENCE
 

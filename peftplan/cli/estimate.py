@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftplan.cli.options import model_argument, request_from, request_options
 from peftplan.cli.output import chosen_form, emit, output_options, write_schema
-from peftplan.cli.progress import progress_bar
+from peftplan.cli.progress import progress_bar, read_data
 from peftplan.cli.spec import Command, switch
 from peftplan.errors import EXIT_DOES_NOT_FIT, EXIT_OK, EXIT_UNCERTAIN, BadInput
 
@@ -25,6 +25,7 @@ def run(given: dict[str, Any]) -> int:
     request = request_from(given)
     if given.get("check") and request.gpu is None:
         raise BadInput("--check asks whether the run fits a GPU; name one with --gpu (see `peftplan gpus`)")
+    read_data(request)
     from peftplan.engines import estimate
 
     with progress_bar("tracing", request.engine == "trace") as progress:

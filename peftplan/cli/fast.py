@@ -41,7 +41,10 @@ def read(command: Command, words: list[str]) -> dict[str, Any] | None:
             if following is None:
                 return None
             value = following
-        given[option.name] = value
+        if option.many:
+            given.setdefault(option.name, []).append(value)
+        else:
+            given[option.name] = value
     return given if _place(command.arguments, positional, given) else None
 
 

@@ -12,9 +12,11 @@ from pydantic.fields import FieldInfo
 
 from peftplan.cli.spec import Argument, Option
 from peftplan.errors import BadInput
-from peftplan.request import Request
+from peftplan.request import COUNTED, Request
 
 SHORT = {"micro_batch": "-b", "seq_len": "-s", "rank": "-r"}
+# Fields that are given piece by piece, under the name of one piece.
+PIECES = {"method_options": "--method-option"}
 _MODEL = Request.model_fields["model"]
 _LONGEST_NUMBER = 40  # digits; what is longer is no count of anything
 _TRUE_OR_FALSE = "on or off"
@@ -22,7 +24,7 @@ _TRUE_OR_FALSE = "on or off"
 
 def flag_of(field: str) -> str:
     """`seq_len` as it is written on the command line."""
-    return "MODEL" if field == "model" else "--" + field.replace("_", "-")
+    return "MODEL" if field == "model" else PIECES.get(field, "--" + field.replace("_", "-"))
 
 
 def request_options(without: Collection[str] = ()) -> tuple[Option, ...]:
@@ -87,7 +89,9 @@ def _option(name: str, field: FieldInfo) -> Option:
     if kind is bool:
         return Option(name, flags, lambda: _help(field), True, f"--no-{flags[0][2:]}")
     metavar = "[" + "|".join(map(str, choices)) + "]" if choices else _METAVARS.get(kind, "TEXT")
-    return Option(name, flags, lambda: _help(field), False, "", metavar, _completion(name, choices))
+    if COUNTED in field.metadata:
+        metavar = "COUNT"
+    return Option(name, flags, lambda: _help(field), False, "", metavar, _completion(name, choices), kind is dict)
 
 
 def _help(field: FieldInfo) -> str:
@@ -96,7 +100,7 @@ def _help(field: FieldInfo) -> str:
     if kind in (int, float) and not choices:
         text += f" ({_bounds(field)})"
     default = field.default
-    if default is None or default == []:
+    if default is None or default in ([], {}):
         return text
     shown = ("on" if default else "off") if isinstance(default, bool) else default
     return f"{text}; default {shown:g}" if isinstance(shown, float) else f"{text}; default {shown}"
@@ -137,7 +141,7 @@ def _bounds(field: FieldInfo) -> str:
     return " ".join(words)
 
 
-_METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", list: "NAMES"}
+_METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", list: "NAMES", dict: "NAME=VALUE"}
 
 
 # ---- from a word to a value
@@ -146,6 +150,8 @@ _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", list: "NAMES"}
 def _value(name: str, text: Any) -> Any:
     field = Request.model_fields[name]
     kind, choices = _kind(field)
+    if kind is dict and name in PIECES and isinstance(text, list):
+        return dict(_piece(name, piece) for piece in text)
     if not isinstance(text, str) or name == "model":
         return text
     word = text.strip()
@@ -156,6 +162,8 @@ def _value(name: str, text: Any) -> Any:
         return known[_same(word)]
     if kind is list:
         return [part.strip() for part in word.split(",") if part.strip()]
+    if COUNTED in field.metadata:  # 50M: the request knows what it stands for
+        return word
     if kind is int:
         if not re.fullmatch(r"[+-]?[0-9]+", word) or len(word) > _LONGEST_NUMBER:
             raise _not_allowed(flag_of(name), text, field)
@@ -166,6 +174,14 @@ def _value(name: str, text: Any) -> Any:
         except ValueError:
             raise _not_allowed(flag_of(name), text, field) from None
     return text
+
+
+def _piece(field: str, text: str) -> tuple[str, str]:
+    """`NAME=VALUE` as name and value."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip() or not value.strip():
+        raise BadInput(f"{flag_of(field)} {text or repr('')} is not allowed; give NAME=VALUE, such as init_r=12")
+    return name.strip().lower().replace("-", "_"), value.strip()
 
 
 def counted(flag: str, text: str | None, most: int) -> int | None:

@@ -6,6 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peftplan.request import Request
 
 Report = Callable[[float, str], None]
 
@@ -28,3 +32,13 @@ def progress_bar(title: str, wanted: bool = True) -> Iterator[Report | None]:
             bar.update(task, completed=done, description=f"{title}: {label}")
 
         yield report
+
+
+def read_data(request: Request) -> None:
+    """Read a request's training set while saying how far it is; what comes after finds it read."""
+    if request.data is None:
+        return
+    from peftplan.catalog.datasets import read_lengths
+
+    with progress_bar("reading data") as progress:
+        read_lengths(request.data, request.chars_per_token, progress)

@@ -10,20 +10,25 @@ from typing import Any, NamedTuple
 COMMANDS = {
     "estimate": "Memory of one run.",
     "compare": "Methods side by side, term by term; or two saved requests.",
+    "fit": "What fits a GPU: the largest batch, length, rank or model; what to change where nothing does.",
+    "sweep": "A grid of runs, as a table, a file or a chart.",
+    "recommend": "Which GPUs to rent, how many and whose: a front of dollars against hours.",
     "trace": "Memory of one run, from the real libraries on fake tensors.",
     "profile": "Real training steps on the local GPU, held against their prediction.",
     "explain": "Every figure with its formula, its numbers put in, and its source.",
     "models": "The models known by name.",
     "gpus": "The GPUs known by name.",
+    "prices": "What GPUs rent for; `prices update` adds newer prices.",
     "methods": "The fine-tuning methods.",
     "validate": "Predictions against recorded runs and published measurements.",
     "calibrate": "A user's own records refine estimates on their machine.",
+    "ui": "The what-if explorer, in a browser.",
     "doctor": "What this machine has, and what each command needs.",
 }
 
 
 class Option(NamedTuple):
-    """One option. A switch takes no value; `off` is its opposite, if it has one."""
+    """One option. A switch takes no value, and `off` is its opposite; one of `many` may come several times."""
 
     name: str
     flags: tuple[str, ...]
@@ -32,6 +37,7 @@ class Option(NamedTuple):
     off: str = ""
     metavar: str = "TEXT"
     complete: Callable[[], Sequence[str]] | None = None
+    many: bool = False
 
 
 class Argument(NamedTuple):

@@ -126,7 +126,8 @@ def _option(option: Option, command: Command) -> inspect.Parameter:
         is_eager=option.name == "json_schema",
         callback=_at_once(option, command) if option.name == "json_schema" else None,
     )
-    return _parameter(option.name, info, bool | None if option.switch else str | None)
+    annotation: Any = bool | None if option.switch else list[str] | None if option.many else str | None
+    return _parameter(option.name, info, annotation)
 
 
 def _parameter(name: str, info: Any, annotation: Any) -> inspect.Parameter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from statistics import median
 
 from peftplan.catalog import GpuRecord, all_gpus
@@ -16,7 +17,7 @@ from peftplan.catalog.matmul_rates import matmul_records
 from peftplan.units import GB
 
 FLOATS = ("fp32", "fp16", "bf16")
-_LANE_BYTES_PER_S = {"3": 0.985 * GB, "4": 1.969 * GB, "5": 3.938 * GB}  # one direction; source: pcie
+_LANE_BYTES_PER_S = {"3": 0.985 * GB, "4": 1.969 * GB, "5": 3.938 * GB}  # one direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Rates:
 
     flop: dict[str, float]
     num_bytes: float
+    near_bytes: int  # what two operands may take to be found in the last cache
+    scalar_flop: float  # peak of fp32 arithmetic outside the tensor cores
     link_bytes: float  # one direction
     measured: frozenset[str]
     cuda: bool
@@ -47,11 +50,22 @@ def rates(gpu: GpuRecord) -> Rates:
     if "fp16" in found:
         found["int8"] = 2 * found["fp16"]
     measured = frozenset(dtype for dtype in FLOATS if _measured(gpu, dtype) is not None)
-    return Rates(found, gpu.mem_bytes_per_s, link_bytes_per_s(gpu), measured, gpu.compute_capability is not None)
+    return Rates(
+        found,
+        gpu.mem_bytes_per_s,
+        gpu.l2_bytes // 2,
+        gpu.fp32_flop_per_s or inf,
+        link_bytes_per_s(gpu),
+        measured,
+        gpu.compute_capability is not None,
+    )
 
 
 def link_bytes_per_s(gpu: GpuRecord) -> float:
-    """What a GPU sends to another in one direction: half of its link, or its PCIe lanes [bytes/s]."""
+    """What a GPU sends to another in one direction: half of its link, or its PCIe lanes [bytes/s].
+
+    Source: pcie.
+    """
     if gpu.link is not None and gpu.link_bytes_per_s > 0:
         return gpu.link_bytes_per_s / 2
     generation, _, lanes = gpu.pcie.partition("x")
@@ -62,14 +76,21 @@ def peak_flop_per_s(gpu: GpuRecord, dtype: str) -> float | None:
     """The peak that utilisation is measured against; bf16 on a card without it counts as fp32."""
     if dtype == "bf16" and not gpu.bf16_native:
         return gpu.fp32_flop_per_s
+    if dtype == "int8":
+        return None if gpu.fp16_flop_per_s is None else 2 * gpu.fp16_flop_per_s
     return {"fp32": gpu.fp32_flop_per_s, "fp16": gpu.fp16_flop_per_s, "bf16": gpu.bf16_flop_per_s}.get(dtype)
 
 
 def _measured(gpu: GpuRecord, dtype: str) -> float | None:
-    if dtype == "bf16" and gpu.measured_matmul_bf16_flop_per_s is not None:
-        return gpu.measured_matmul_bf16_flop_per_s
+    """A measured rate; both 16-bit types by one measure, where a search over shapes found more than squares do."""
     record = matmul_records().get(gpu.key)
-    return record.of(dtype) if record is not None else None
+    found = record.of(dtype) if record is not None else None
+    best, square = gpu.measured_matmul_bf16_flop_per_s, record.of("bf16") if record is not None else None
+    if dtype == "bf16" and best is not None:
+        return best
+    if dtype == "fp16" and found is not None and best is not None and square is not None:
+        return found * best / square
+    return found
 
 
 def _rate(gpu: GpuRecord, dtype: str) -> float | None:

@@ -97,10 +97,10 @@ def _method(row: Row) -> Fields:
     words = needed(row, "method").lower()
     name, _, variant = re.sub(r"\(.*?\)", "", words).strip().partition("/")
     fields: Fields = {"method": name}
-    if variant in METHODS:
-        fields["method"] = variant
-    elif variant == "rslora":
+    if variant == "rslora":
         fields["use_rslora"] = True
+    elif variant in METHODS:
+        fields["method"] = variant
     elif variant:
         raise SetAside(f"method {shown(words)} is not modelled yet")
     if fields["method"] not in METHODS:

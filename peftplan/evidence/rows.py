@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -12,6 +13,7 @@ from peftplan.evidence.libraries import day_of, libraries
 from peftplan.evidence.mapping import gpu_key, request_fields
 from peftplan.evidence.stacks import foreign_kernels
 from peftplan.evidence.tables import Kind, Row, Table
+from peftplan.evidence.time_rows import speed, throughput_request, timed_request
 from peftplan.measured import Figures, Hardware, MeasuredRun, Metric
 from peftplan.methods import METHODS
 from peftplan.request import Request
@@ -51,10 +53,22 @@ def cases(table: Table) -> list[Case]:
     return [_case(row, place, table.kind) for place, row in enumerate(table.rows, start=1)]
 
 
-def _case(row: Row, place: int, kind: Kind) -> Case:
-    reader = {"memory": memory_run, "oom": oom_run, "throughput": throughput_run}[kind]
+def timed_cases(table: Table) -> list[Case]:
+    """The rows of a table that carry a speed, as runs whose speed is predicted."""
+    if table.kind == "throughput":
+        return cases(table)
+    return [
+        _case(row, place, "timed")
+        for place, row in enumerate(table.rows, start=1)
+        if row.get("tokens_per_s") and table.kind == "memory"
+    ]
+
+
+def _case(row: Row, place: int, kind: Kind | Literal["timed"]) -> Case:
+    reader = {"memory": memory_run, "oom": oom_run, "throughput": throughput_run, "timed": timed_run}[kind]
     run, reason = None, ""
-    apart = foreign_kernels({**row, "framework_config": row.get("framework_config") or row.get("kernels", "")})
+    # for a speed, kernels of a stack's own are an input: fused ones
+    apart = foreign_kernels(row) if kind in ("memory", "oom") else ""
     try:
         run = reader(row)
         reason = f"listed apart: {apart}" if apart else ""
@@ -82,7 +96,7 @@ def _count(row: Row) -> int | None:
         return None
 
 
-def _metric_word(row: Row, kind: Kind) -> str:
+def _metric_word(row: Row, kind: Kind | Literal["timed"]) -> str:
     if kind == "memory":
         return _METRICS.get(row.get("metric_norm", ""), "reserved" if "reserved" in row["metric_norm"] else "")
     return "device" if kind == "oom" else "tokens_per_s"
@@ -201,12 +215,35 @@ def oom_run(row: Row) -> MeasuredRun:
     )
 
 
-# ---- throughput
+# ---- speed
 
 
 def throughput_run(row: Row) -> MeasuredRun:
     """A row of throughput.csv."""
-    raise SetAside("no time is predicted yet")
+    return _timed(row, throughput_request(row), number(row, "tokens_per_s_per_gpu"))
+
+
+def timed_run(row: Row) -> MeasuredRun:
+    """A row of memory.csv, for the speed that it carries."""
+    return _timed(row, timed_request(row), speed(row))
+
+
+def _timed(row: Row, request: Request, tokens_per_s: float | None) -> MeasuredRun:
+    if not tokens_per_s:
+        raise SetAside("no speed is given")
+    return MeasuredRun.model_construct(
+        kind="published",
+        source=row.get("source", ""),
+        reference=" ".join(filter(None, (row.get("url_or_repo_path"), row.get("commit")))),
+        date=day_of(row),
+        request=request,
+        measured=Figures(tokens_per_s=tokens_per_s),
+        hardware=_hardware(row),
+        libraries=libraries(row),
+        metric="tokens_per_s",
+        config_key=row.get("config_key", ""),
+        notes=tuple(filter(None, (row.get("notes") or row.get("note"),))),
+    )
 
 
 # ---- what every table says

@@ -13,7 +13,8 @@ from peftplan import engines, planner
 from peftplan.errors import MachineLacks, PeftplanError
 from peftplan.evidence.rows import Case, cases
 from peftplan.evidence.tables import Table
-from peftplan.measured import BYTE_METRICS, METRICS, MeasuredRun
+from peftplan.evidence.time_rows import impossible
+from peftplan.measured import BYTE_METRICS, METRICS, MeasuredRun, Metric
 from peftplan.memory.intervals import around, kind_of_run
 from peftplan.methods import METHODS
 from peftplan.report import Report
@@ -55,8 +56,6 @@ def _record_cases(run: MeasuredRun) -> Iterator[Case]:
             reason = f"the run {'was interrupted' if run.outcome == 'interrupted' else 'failed'}"
         elif run.hardware.num_gpus == 0:
             reason = "a run on the CPU"
-        elif metric not in BYTE_METRICS:
-            reason = "no time is predicted yet"
         yield Case(
             row=1,
             source=run.source,
@@ -121,6 +120,8 @@ def _score(file: str, case: Case, name: str, predictor: _Predictor) -> Score:
     answer = predictor.predict(case.run, name)
     if isinstance(answer, str):
         return _set_aside(file, case, name, answer)
+    if case.run.metric not in BYTE_METRICS and (reason := _untimed(case.run, answer)):
+        return _set_aside(file, case, name, reason)
     count = case.num_trainable
     if count and abs(answer.method.num_trainable_params / count - 1) > _SAME_COUNT:
         text = f"the source trains {count:,} parameters, this configuration {answer.method.num_trainable_params:,}"
@@ -129,19 +130,41 @@ def _score(file: str, case: Case, name: str, predictor: _Predictor) -> Score:
     return scored(file, case, name, answer)
 
 
+def _untimed(run: MeasuredRun, report: Report) -> str:
+    """Why a speed cannot be held against the answer; empty where it can."""
+    time, measured = report.time, run.measured.of(run.metric)
+    if time is None:
+        return "no time is predicted: the GPU is not named, or its rates are not known"
+    assert measured is not None
+    predicted = _predicted(report, run.metric)
+    faster = predicted / measured if run.metric == "step_s" else measured / predicted
+    hfu = (time.hfu_frac or 0.0) * faster
+    return impossible(run.hardware.gpu, hfu) if hfu > 1 else ""
+
+
+def _predicted(report: Report, metric: Metric) -> float:
+    """A report's figure by the name of its metric; tokens per second are those of one GPU."""
+    memory, time = report.memory, report.time
+    if time is not None and metric == "tokens_per_s":
+        return time.tokens_per_s / int(report.request["gpus"])
+    if time is not None and metric == "step_s":
+        return time.step_s
+    figures = {
+        "allocated": memory.peak_allocated_bytes,
+        "reserved": memory.peak_reserved_bytes,
+        "device": memory.device_bytes,
+    }
+    return float(figures[metric])
+
+
 def _completed(file: str, case: Case, name: str, report: Report) -> Score:
     assert case.run is not None
     measured = case.run.measured.of(case.run.metric)
     assert measured is not None
-    memory = report.memory
-    predicted = {
-        "allocated": memory.peak_allocated_bytes,
-        "reserved": memory.peak_reserved_bytes,
-        "device": memory.device_bytes,
-    }[case.run.metric]
+    predicted = _predicted(report, case.run.metric)
     low, high = _interval(report, case.run.metric)
     weighed = {
-        "predicted": float(predicted),
+        "predicted": predicted,
         "measured": measured,
         "error_frac": predicted / measured - 1,
         "low": float(low),
@@ -155,9 +178,14 @@ def _completed(file: str, case: Case, name: str, report: Report) -> Score:
     return _blank(file, case, name).model_copy(update={"used": True, **weighed})
 
 
-def _interval(report: Report, metric: str) -> tuple[int, int]:
-    """Where a figure is expected: the report's own interval for the device, the allocator's for its figures."""
-    memory = report.memory
+def _interval(report: Report, metric: str) -> tuple[float, float]:
+    """Where a figure is expected: the report's own for the device and for time, the allocator's for its figures."""
+    memory, time = report.memory, report.time
+    if time is not None and metric == "step_s":
+        return time.interval.low_s, time.interval.high_s
+    if time is not None and metric == "tokens_per_s":
+        tokens = time.tokens_per_s * time.step_s / int(report.request["gpus"])
+        return tokens / time.interval.high_s, tokens / time.interval.low_s
     if metric == "device":
         return memory.interval.low_bytes, memory.interval.high_bytes
     kind = kind_of_run(METHODS[report.method.kind].frozen_base, report.request["quant"] is not None)

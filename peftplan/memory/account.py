@@ -8,7 +8,6 @@ from peftplan.breakdown import Node, branch, leaf
 from peftplan.memory.graph import Record
 from peftplan.memory.overheads import NUM_WORKSPACES, all_workspaces_bytes
 from peftplan.memory.resident import Resident, Tally, tally_resident
-from peftplan.memory.step import play_step
 from peftplan.memory.timeline import Moment, Play, Timeline
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.parallel.data_parallel import gradient_buckets
@@ -38,10 +37,18 @@ class Account:
 
     resident: Resident
     timeline: Timeline
+    step: StepSpec
     moments: dict[str, int]
     peak_moment: str
     activations_bytes: int
-    breakdown: Node
+    _breakdown: Node | None = None
+
+    @property
+    def breakdown(self) -> Node:
+        """The parts of the peak, which sum to it."""
+        if self._breakdown is None:
+            self._breakdown = _breakdown(self)
+        return self._breakdown
 
     @property
     def peak_allocated_bytes(self) -> int:
@@ -49,12 +56,16 @@ class Account:
         return self.moments[self.peak_moment]
 
 
-def account(model: ModelSpec, step: StepSpec) -> Account:
-    """Play the step and settle its bytes."""
-    timeline = play_step(model, step)  # first, since a forward pass may cast biases in place
+def standing(model: ModelSpec, step: StepSpec) -> Resident:
+    """All state of a model that has been played, whatever its batch and length."""
     resident = tally_resident(model, OPTIMIZERS[step.optimizer], step.master_weights, step.trainer)
     if step.data_parallel:
         resident.buckets.add("copies of the gradients", gradient_buckets(model), 1)
+    return resident
+
+
+def account_of(timeline: Timeline, resident: Resident, step: StepSpec) -> Account:
+    """The account of a step that has been played."""
     workspaces = all_workspaces_bytes(step.compute_capability)
     base = resident.allocated + workspaces
     if step.accumulating:
@@ -69,9 +80,8 @@ def account(model: ModelSpec, step: StepSpec) -> Account:
         "optimizer_step": base + timeline.end_bytes + _step_bytes(resident, step),
     }
     peak = max(PEAK_MOMENTS, key=lambda name: moments[name])
-    inputs = sum(r.nbytes for r in timeline.records if r.kind == "input")
-    breakdown = _breakdown(resident, timeline, step, peak, workspaces, moments[peak])
-    return Account(resident, timeline, moments, peak, timeline.forward_end_requested - inputs, breakdown)
+    activations = timeline.forward_end_requested - timeline.inputs_requested
+    return Account(resident, timeline, step, moments, peak, activations)
 
 
 def _update_bytes(resident: Resident, step: StepSpec) -> int:
@@ -92,9 +102,9 @@ def _step_bytes(resident: Resident, step: StepSpec) -> int:
     return resident.clip_bytes if _clips(resident, step) else _update_bytes(resident, step)
 
 
-def _breakdown(
-    resident: Resident, timeline: Timeline, step: StepSpec, peak: str, workspaces: int, total: int
-) -> Node:
+def _breakdown(account: Account) -> Node:
+    resident, timeline, step, peak = account.resident, account.timeline, account.step, account.peak_moment
+    workspaces, total = all_workspaces_bytes(step.compute_capability), account.peak_allocated_bytes
     optimizing = peak == "optimizer_step"
     clipping = optimizing and _clips(resident, step)
     replaced = optimizing and step.master_weights and not clipping  # gradients, by fp32 copies
@@ -106,7 +116,8 @@ def _breakdown(
         _state("optimizer states", resident.optimizer_states),
     ]
     if resident.buckets.requested:
-        nodes.append(leaf("gradient buckets", resident.buckets.requested, "what GPUs sum gradients in", "torch-ddp"))
+        size = resident.buckets.requested
+        nodes.append(leaf("gradient buckets", size, "what GPUs sum gradients in", "torch-ddp"))
     if step.accumulating and not replaced:
         nodes.append(_state("gradients", resident.gradients))
     elif not replaced:

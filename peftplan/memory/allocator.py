@@ -45,6 +45,15 @@ class Block:
         self.free = False
 
 
+def segment_bytes(size: int) -> int:
+    """Bytes of the segment that is made for a request."""
+    if size <= SMALL_REQUEST:
+        return SMALL_SEGMENT
+    if size < OWN_SEGMENT_FROM:
+        return LARGE_SEGMENT
+    return -(-size // OWN_SEGMENT_MULTIPLE) * OWN_SEGMENT_MULTIPLE
+
+
 class SegmentEvent(NamedTuple):
     """Memory taken from the device or given back to it. `action` is the word of torch's trace."""
 
@@ -184,12 +193,7 @@ class CachingAllocator:
 
     def _extend(self, pool: Pool, size: int) -> Block | None:
         """A new segment as one block in use, or None where the device has no room for it."""
-        if size <= SMALL_REQUEST:
-            segment = SMALL_SEGMENT
-        elif size < OWN_SEGMENT_FROM:
-            segment = LARGE_SEGMENT
-        else:
-            segment = -(-size // OWN_SEGMENT_MULTIPLE) * OWN_SEGMENT_MULTIPLE
+        segment = segment_bytes(size)
         address = self._lowest_address - segment
         if not self._reserve("segment_alloc", address, segment):
             return None

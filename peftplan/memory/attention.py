@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from peftplan.memory.efficient import EfficientOps
+from peftplan.memory.efficient import EfficientOps, attention_flop, keys_back
+from peftplan.memory.graph import WITH_LAST
 from peftplan.memory.workspaces.attention import flash_backward_sizes, flash_forward_sizes
 from peftplan.specs.formats import BF16, BOOL, FP16, FP32, INT64
-from peftplan.specs.tensors import Tensor
+from peftplan.specs.tensors import Tensor, bytes_of
 
 Grads = Sequence[Tensor | None]
 
@@ -20,8 +21,8 @@ Grads = Sequence[Tensor | None]
 _NO_FLASH_ABOVE_192 = ((8, 6), (8, 9), (12, 0), (12, 1))
 
 
-def _flash_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    return t.flash_gradients(*saved[:3])  # type: ignore[no-any-return]
+def _flash_backward(t: Any, g: Tensor, saved: Any, back: int) -> Grads:
+    return t.flash_gradients(*saved[:3], back)  # type: ignore[no-any-return]
 
 
 def chosen_kernel(
@@ -95,9 +96,9 @@ class AttentionOps(EfficientOps):
         if mask is not None and mask.dtype is BOOL:
             mask = self.additive_mask(mask, q)
         if kernel == "flash":
-            return self._flash(q, k, v, by_heads, dropout)
+            return self._flash(q, k, v, by_heads, dropout, keys_back(q, k, causal))
         if kernel == "efficient":
-            return self.efficient_attention(q, k, v, mask)
+            return self.efficient_attention(q, k, v, mask, causal)
         self.autocast = None
         out = self._math(q, k, v, mask, causal, dropout, by_heads, repeats)
         self.autocast = outer
@@ -105,54 +106,70 @@ class AttentionOps(EfficientOps):
 
     def additive_mask(self, mask: Tensor, like: Tensor) -> Tensor:
         """A boolean mask turned into zeros and minus infinities in the type of `like`."""
-        return self.new(mask.shape, mask.numel, like.dtype, "where")
+        return self.new(mask.shape, mask.numel, like.dtype, "where", mask.numel)
 
-    def _flash(self, q: Tensor, k: Tensor, v: Tensor, by_heads: bool, dropout: float) -> Tensor:
+    def _flash(self, q: Tensor, k: Tensor, v: Tensor, by_heads: bool, dropout: float, back: int) -> Tensor:
         dim = q.shape[-1]
         pad = -dim % 8
         if pad:  # the kernel wants a multiple of eight: inputs are padded and the output is sliced
             q, k, v = (self.pad_last(x, dim + pad) for x in (q, k, v))
-        out = self.flash_kernel(q, k, v, dropout)
+        out = self.flash_kernel(q, k, v, dropout, back)
         if pad:
             out = self.slice(out, (*q.shape[:3], dim))
         return self.contiguous(out) if pad or by_heads else out
 
-    def flash_kernel(self, q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, package: bool = False) -> Tensor:
+    def flash_kernel(
+        self, q: Tensor, k: Tensor, v: Tensor, dropout: float, back: int, package: bool = False
+    ) -> Tensor:
         """The kernel itself: saves its inputs, its result, the log-sum-exp rows and the random state.
 
         The flash-attention package's kernel is the same, without torch's unused offset.
         """
-        node = self.link("FlashAttentionBackward0", _flash_backward, (q, k, v), (q.edge, k.edge, v.edge))
-        out, saved = self.flash_outputs(q, k, dropout, package)
+        node = self.link("FlashAttentionBackward0", _flash_backward, (q, k, v), (q.edge, k.edge, v.edge), back)
+        out, saved = self.flash_outputs(q, k, v, dropout, back, package)
         if node is not None:
             self.save(node, saved)
         return self.attach(out, node)
 
     def flash_outputs(
-        self, q: Tensor, k: Tensor, dropout: float, package: bool
+        self, q: Tensor, k: Tensor, v: Tensor, dropout: float, back: int, package: bool
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """The forward kernel's result, and what is saved of its outputs."""
-        out = self.like(q, "_flash_attention_forward")
+        num_flop = attention_flop(q, k, v, back)
+        out = self.new(q.shape, q.numel, q.dtype, "_flash_attention_forward", bytes_of(q, k, v), num_flop)
         rows = q.numel // q.shape[-1]
-        lse = self.new(q.shape[:3], rows, FP32, "flash logsumexp")
+        lse = self.further(q.shape[:3], rows, FP32, "flash logsumexp")
         batch, heads, length, dim = q.shape
         dropped = dropout > 0.0 and self.training
         sizes = flash_forward_sizes(batch, heads, length, k.shape[2], dim, self.compute_capability, dropped)
         self.workspace("_flash_attention_forward", *sizes)
-        rng = self.new((2,), 2, INT64, "flash rng state")
-        offset = None if package else self.new((), 1, INT64, "flash rng offset")
+        rng = self.further((2,), 2, INT64, "flash rng state")
+        offset = None if package else self.further((), 1, INT64, "flash rng offset")
         return out, (_cut(out), lse, rng, offset)
 
-    def flash_gradients(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def flash_gradients(self, q: Tensor, k: Tensor, v: Tensor, back: int) -> tuple[Tensor, Tensor, Tensor]:
         """The backward kernel: three gradients, and its buffers, which go as it returns."""
         batch, heads, length, dim = q.shape
         kv_heads, kv_length = k.shape[1], k.shape[2]
-        dq = self.like(q, "_flash_attention_backward")
-        dk = self.like(k, "_flash_attention_backward")
-        dv = self.like(v, "_flash_attention_backward")
         sizes = flash_backward_sizes(batch, heads, kv_heads, length, kv_length, dim, q.dtype.itemsize)
+        self.flash_backward_launches(q, k, v, sizes, attention_flop(q, k, v, back, backward=True))
+        dq = self.like(q, "_flash_attention_backward", sizes[1])
+        dk = self.like(k, "_flash_attention_backward", sizes[2] if kv_heads != heads else WITH_LAST)
+        dv = self.like(v, "_flash_attention_backward", sizes[2] if kv_heads != heads else WITH_LAST)
         self.workspace("_flash_attention_backward", *sizes)
         return dq, dk, dv
+
+    def flash_backward_launches(self, q: Tensor, k: Tensor, v: Tensor, sizes: list[int], num_flop: int) -> None:
+        """What comes before the kernels that write the gradients of queries, and of grouped keys and values.
+
+        Row sums of gradient times output, which also clear dQ in fp32; the products, which add to it. Where
+        keys have fewer heads those kernels sum what the products made for all heads; else dK and dV are theirs.
+        Source: torch-sdpa, flash-attention (flash_bwd_launch_template.h).
+        """
+        op, dtype, size = "_flash_attention_backward", q.dtype, bytes_of(q)
+        rows, sums, *spread = sizes
+        self.write(op, dtype, 2 * size, rows + sums)
+        self.write(op, dtype, 2 * size + bytes_of(k, v) + 2 * rows + sums, sums + sum(spread), num_flop)
 
     def _math(
         self,
@@ -177,13 +194,14 @@ class AttentionOps(EfficientOps):
             keys = self.expand_copy(high_k, (batch, heads, *k.shape[2:]))
             values = self.expand_copy(high_v, (batch, heads, *v.shape[2:]))
         shape = (batch, heads, length, kv_length)
-        # the mask is added in place
         copied = (not by_heads, not by_heads and not grouped)
         scores = self.matmul(scaled, self.mul_scalar(keys), shape, copied=copied)
+        if mask is not None:
+            self.write("add_", FP32, bytes_of(scores, mask), bytes_of(scores))
         weights = self._safe_softmax(scores)
         del scores
         # handed out beside the result, in the type that came in, and dropped by the caller
-        returned = self.new(shape, weights.numel, source, "_to_copy") if source is not FP32 else None
+        returned = self.to_detached(weights, source) if source is not FP32 else None
         weights = self.dropout(weights, dropout)
         out_shape = (batch, heads, length, v.shape[-1])
         out = self.matmul(weights, values, out_shape, copied=(False, not grouped))
@@ -194,13 +212,16 @@ class AttentionOps(EfficientOps):
     def _safe_softmax(self, scores: Tensor) -> Tensor:
         """Softmax that gives zeros where a whole row is masked: the test for it is a boolean matrix."""
         weights = self.softmax(scores)
-        rows = scores.numel // scores.shape[-1]
+        rows, size = scores.numel // scores.shape[-1], bytes_of(scores)
+        self.write("eq", BOOL, size, scores.numel)
+        self.write("all", BOOL, scores.numel, rows)
+        self.write("where", scores.dtype, rows + size, size)
         self.workspace("_safe_softmax", scores.numel, rows, scores.dtype.itemsize)  # and the zero to put there
         return weights
 
     def _lower_triangle(self, length: int, kv_length: int, like: Tensor) -> Tensor:
         shape, numel = (length, kv_length), length * kv_length
-        ones = self.new(shape, numel, BOOL, "ones")
+        ones = self.new(shape, numel, BOOL, "ones", 0)
         lower = self.new(shape, numel, BOOL, "tril")
         del ones
         return self.additive_mask(lower, like)

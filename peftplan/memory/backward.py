@@ -99,6 +99,8 @@ class BackwardEngine(Engine):
     def _reach(self, leaf: Leaf, grad: Tensor) -> None:
         """A gradient arrives at a tensor that asks for one: kept, or added to what came before."""
         held, leaf.grad = leaf.grad, None
+        if held is None and grad.shape[0] > 1 and bytes_of(grad) < grad.storage.record.nbytes:
+            grad = self.like(grad, "gradient")  # a part of something wider is no layout of its own
         leaf.grad = grad if held is None else self._add_grads(held, grad)
 
     def _add_grads(self, held: Tensor, grad: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from peftplan.memory.elementwise import ElementwiseOps
-from peftplan.specs.tensors import Tensor
+from peftplan.specs.tensors import Tensor, bytes_of
 
 Grads = Sequence[Tensor | None]
 
@@ -20,9 +20,10 @@ def _convolution_backward(t: Any, g: Tensor, saved: Any, wanted: Any) -> Grads:
     x, weight = saved
     op = "convolution_backward"
     rows = weight.shape[0]
-    grad_x = t.new(x.shape, x.numel, g.dtype, op) if wanted[0] else None
-    grad_w = t.new(weight.shape, weight.numel, g.dtype, op) if wanted[1] else None
-    grad_b = t.new((rows,), rows, g.dtype, op) if wanted[2] else None
+    num_flop = 2 * g.numel * (weight.numel // rows)
+    grad_x = t.new(x.shape, x.numel, g.dtype, op, bytes_of(g, weight), num_flop) if wanted[0] else None
+    grad_w = t.new(weight.shape, weight.numel, g.dtype, op, bytes_of(g, x), num_flop) if wanted[1] else None
+    grad_b = t.new((rows,), rows, g.dtype, op, bytes_of(g)) if wanted[2] else None
     return (grad_x, grad_w, grad_b)
 
 
@@ -44,4 +45,7 @@ class ConvolutionOps(ElementwiseOps):
             tuple(edge is not None for edge in edges),
         )
         shape = (x.shape[0], weight.shape[0], x.shape[2])
-        return self.attach(self.new(shape, prod(shape), x.dtype, "convolution"), node)
+        numel = prod(shape)
+        num_flop = 2 * numel * (weight.numel // weight.shape[0])
+        out = self.new(shape, numel, x.dtype, "convolution", bytes_of(x, weight, bias), num_flop)
+        return self.attach(out, node)

@@ -10,14 +10,38 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from peftplan.memory.graph import WITH_LAST
 from peftplan.memory.matrix import MatrixOps
 from peftplan.memory.workspaces.attention import backward_workspace_bytes as backward_workspace_bytes
 from peftplan.memory.workspaces.attention import efficient_forward_sizes
 from peftplan.specs.formats import FP32
-from peftplan.specs.tensors import Tensor
+from peftplan.specs.tensors import Tensor, bytes_of
 from peftplan.units import round_up
 
 Grads = Sequence[Tensor | None]
+
+
+def keys_back(q: Tensor, k: Tensor, causal: bool, window: int | None = None) -> int:
+    """How many keys a query sees at most, its own the last of them; 0: all, before and behind."""
+    length = q.shape[2]
+    if not causal or length != k.shape[2]:
+        return 0
+    return length if window is None else min(window, length)
+
+
+def attention_flop(q: Tensor, k: Tensor, v: Tensor, back: int, backward: bool = False) -> int:
+    """Products of a fused kernel [flop]: two forward; five backward, which makes the scores again.
+
+    A kernel passes over the keys behind a query and those before its window (`back`, see `keys_back`): of n**2
+    pairs of positions n (n + 1) / 2 remain, or n w - w (w - 1) / 2. An additive mask hides nothing from it.
+    Assumes: no tile is cut, as those on the diagonal are.
+    Source: flash-attention-2 (section 4.1: forward, backward 2.5 times as many, half with a causal mask),
+    torch-flop-counter.
+    """
+    batch, heads, length, dim = q.shape
+    pairs_twice = back * (back + 1) + 2 * (length - back) * back if back else 2 * length * k.shape[2]
+    width = v.shape[-1]
+    return batch * heads * pairs_twice * (3 * dim + 2 * width if backward else dim + width)
 
 
 def _pad_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
@@ -25,23 +49,27 @@ def _pad_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (t.new(shape, numel, g.dtype, "constant_pad_nd"),)
 
 
-def _efficient_backward(t: Any, g: Tensor, saved: Any, bias_shape: Any) -> Grads:
-    q, k, v = saved[:3]
+def _efficient_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    bias_shape, back = context
+    q, k, v, bias, out, lse = saved
     batch, heads, length, dim = q.shape
-    dq = t.like(q, "_efficient_attention_backward")
-    dk = t.like(k, "_efficient_attention_backward")
-    dv = t.like(v, "_efficient_attention_backward")
+    t.write("_efficient_attention_backward", FP32, bytes_of(g, out), 4 * batch * heads * length)  # row sums
+    num_flop = attention_flop(q, k, v, back, backward=True)
+    read = bytes_of(q, k, v, bias, g, lse) + 4 * batch * heads * length
+    dq = t.new(q.shape, q.numel, q.dtype, "_efficient_attention_backward", read, num_flop)
+    dk = t.like(k, "_efficient_attention_backward", WITH_LAST)
+    dv = t.like(v, "_efficient_attention_backward", WITH_LAST)
     grad_bias = None
     if bias_shape:
         numel = prod(bias_shape[:-1]) * round_up(bias_shape[-1], 16)
-        grad_bias = t.new(bias_shape, numel, q.dtype, "grad bias")
+        grad_bias = t.further(bias_shape, numel, q.dtype, "grad bias")
     rows = (batch, heads, length)
     half = q.dtype is not FP32
     if half:
-        delta = t.new(rows, prod(rows), FP32, "attention delta")
+        delta = t.further(rows, prod(rows), FP32, "attention delta")
     else:  # the fp32 kernels are handed the row sums of gradient times output
-        product = t.like(v if v.numel == g.numel else g, "mul")
-        total = t.new(rows, prod(rows), FP32, "sum")
+        product = t.like(v if v.numel == g.numel else g, "mul", bytes_of(g, out))
+        total = t.new(rows, prod(rows), FP32, "sum", bytes_of(product))
         delta = t.new(rows, prod(rows), FP32, "attention delta")
         del product, total
     width = max(dim, v.shape[-1])
@@ -54,13 +82,16 @@ def _efficient_backward(t: Any, g: Tensor, saved: Any, bias_shape: Any) -> Grads
 class EfficientOps(MatrixOps):
     """Memory-efficient attention, forward and backward."""
 
-    def efficient_attention(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    def efficient_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, causal: bool = True
+    ) -> Tensor:
         """Attention with an additive mask or none.
 
         Saves its inputs, the mask, its result and the log-sum-exp rows; the seed and the offset of its
         random numbers are tensors on the host.
         """
         batch, heads, length, _ = q.shape
+        back = keys_back(q, k, causal and bias is None)
         if bias is not None:
             bias = self.expand(self._aligned(bias), (batch, heads, length, k.shape[2]))
         bias_edge = bias.edge if bias is not None else None
@@ -69,14 +100,17 @@ class EfficientOps(MatrixOps):
             _efficient_backward,
             (q, k, v, bias),
             (q.edge, k.edge, v.edge, bias_edge),
-            bias.shape if bias is not None and bias_edge is not None else None,
+            (bias.shape if bias is not None and bias_edge is not None else None, back),
         )
         shape = (batch, heads, length, v.shape[-1])
-        out = self.new(shape, prod(shape), q.dtype, "_efficient_attention_forward")
+        num_flop = attention_flop(q, k, v, back)
+        out = self.new(
+            shape, prod(shape), q.dtype, "_efficient_attention_forward", bytes_of(q, k, v, bias), num_flop
+        )
         lse = None
         if node is not None:  # the log-sum-exp rows are computed only for backward
             rows = round_up(length, 32)
-            lse = self.new((batch, heads, rows), batch * heads * rows, FP32, "efficient logsumexp")
+            lse = self.further((batch, heads, rows), batch * heads * rows, FP32, "efficient logsumexp")
         half = q.dtype is not FP32
         sums = efficient_forward_sizes(batch, heads, length, q.shape[-1], v.shape[-1], half)
         self.workspace("_efficient_attention_forward", *sums)
@@ -98,4 +132,4 @@ class EfficientOps(MatrixOps):
         """F.pad of the last dimension up to `dim`."""
         shape = (*x.shape[:-1], dim)
         node = self.link("ConstantPadNdBackward0", _pad_backward, (), (x.edge,), (x.shape, x.numel))
-        return self.attach(self.new(shape, prod(shape), x.dtype, "constant_pad_nd"), node)
+        return self.attach(self.new(shape, prod(shape), x.dtype, "constant_pad_nd", bytes_of(x)), node)

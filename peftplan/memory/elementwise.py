@@ -14,7 +14,7 @@ from typing import Any
 from peftplan.memory.backward import ALONG_LAST, BackwardEngine
 from peftplan.memory.graph import Leaf
 from peftplan.specs.formats import FP32, INT64, DType, promote
-from peftplan.specs.tensors import Parameter, Tensor
+from peftplan.specs.tensors import Parameter, Tensor, bytes_of
 
 Grads = Sequence[Tensor | None]
 
@@ -48,37 +48,37 @@ def _scaled(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
 
 
 def _mul_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    # each product has the output's size; the engine sums it where an input was broadcast
+    # each product has the output's size; the engine sums it where an input was broadcast; the second comes first
     b, a = saved
-    first = t.new(g.shape, g.numel, t.result_type(g, b), "mul") if b is not None else None
-    second = t.new(g.shape, g.numel, t.result_type(g, a), "mul") if a is not None else None
+    second = t.new(g.shape, g.numel, t.result_type(g, a), "mul", bytes_of(g, a)) if a is not None else None
+    first = t.new(g.shape, g.numel, t.result_type(g, b), "mul", bytes_of(g, b)) if b is not None else None
     return (first, second)
 
 
 def _pow_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     power = t.like(saved[0], "pow")
     scaled = t.like(saved[0], "mul")
-    out = t.like(saved[0], "mul")
+    out = t.like(saved[0], "mul", bytes_of(g, scaled))
     del power, scaled
     return (out,)
 
 
 def _mean_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     shape, numel = context
-    return (t.new(shape, numel, g.dtype, "div"),)
+    return (t.new(shape, numel, g.dtype, "div", bytes_of(g)),)
 
 
 def _rsqrt_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     scaled = t.like(g, "mul")
     power = t.like(g, "pow")
-    out = t.like(g, "mul")
+    out = t.like(g, "mul", bytes_of(scaled, power))
     del scaled, power
     return (out,)
 
 
 def unary_backward(t: Any, g: Tensor, saved: Any, context: str) -> Grads:
-    """One new tensor like the gradient."""
-    return (t.like(g, context),)
+    """One new tensor like the gradient, of that and what was saved."""
+    return (t.like(g, context, bytes_of(g, *saved)),)
 
 
 def _pass_views(t: Any, g: Tensor, saved: Any, shapes: Any) -> Grads:
@@ -87,18 +87,22 @@ def _pass_views(t: Any, g: Tensor, saved: Any, shapes: Any) -> Grads:
 
 def _slice_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     shape, numel = context
-    return (t.new(shape, numel, g.dtype, "slice_backward"),)
+    out = t.new(shape, numel, g.dtype, "slice_backward", 0)  # zeros, into which the gradient is copied
+    t.write("copy_", g.dtype, bytes_of(g), bytes_of(g))
+    return (out,)
 
 
 def _index_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     shape, numel = context
-    return (t.new(shape, numel, g.dtype, "new_zeros"),)  # the gradient is put into it in place
+    out = t.new(shape, numel, g.dtype, "new_zeros", 0)  # the gradient is put into it in place
+    t.write("index_put_", g.dtype, 2 * bytes_of(g), bytes_of(g))
+    return (out,)
 
 
 def _split_backward(t: Any, grads: Any, saved: Any, context: Any) -> Grads:
     shape, numel, dtype, part_shapes = context
     # a branch without a gradient is filled with zeros before the pieces are joined
-    zeros = [t.new(s, prod(s), dtype, "zeros") if g is None else None for g, s in zip(grads, part_shapes)]
+    zeros = [t.new(s, prod(s), dtype, "zeros", 0) if g is None else None for g, s in zip(grads, part_shapes)]
     out = t.new(shape, numel, dtype, "cat")
     del zeros
     return (out,)
@@ -117,7 +121,7 @@ class ElementwiseOps(BackwardEngine):
         if x.dtype is dtype:
             return x
         node = self.link("ToCopyBackward0", _to_copy_backward, (), (x.edge,), x.dtype)
-        return self.attach(self.new(x.shape, x.numel, dtype, "_to_copy"), node)
+        return self.attach(self.new(x.shape, x.numel, dtype, "_to_copy", x.numel * x.dtype.itemsize), node)
 
     def autocast_to(self, x: Tensor, dtype: DType | None) -> Tensor:
         """What autocast passes to an operation of its lower-precision list."""
@@ -144,6 +148,16 @@ class ElementwiseOps(BackwardEngine):
     def view(x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The same bytes under another shape (view, transpose, unsqueeze)."""
         return Tensor(shape, x.numel, x.dtype, x.storage, x.edge)
+
+    def alias(self, x: Tensor) -> Tensor:
+        """A slice of the whole: a node of the graph that hands its gradient on."""
+        node = self.link("AliasBackward0", _same, (), (x.edge,))
+        return self.attach(Tensor(x.shape, x.numel, x.dtype, x.storage, None), node)
+
+    def regrouped(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A view whose gradient comes back in another layout, and is copied to fit."""
+        node = self.link("ViewBackward0", unary_backward, (), (x.edge,), "clone")
+        return self.attach(Tensor(shape, x.numel, x.dtype, x.storage, None), node)
 
     @staticmethod
     def part(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -194,7 +208,7 @@ class ElementwiseOps(BackwardEngine):
     def expand_copy(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """expand followed by a copying reshape (repeat_kv): the gradient is summed back."""
         node = self.link("ExpandBackward0", _expand_backward, (), (x.edge,))
-        return self.attach(self.new(shape, prod(shape), x.dtype, "clone"), node)
+        return self.attach(self.new(shape, prod(shape), x.dtype, "clone", bytes_of(x)), node)
 
     def expand(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The same bytes seen several times; the gradient is summed back."""
@@ -224,7 +238,7 @@ class ElementwiseOps(BackwardEngine):
     def elementwise_result(self, a: Tensor, b: Tensor, op: str) -> Tensor:
         """Allocate the result of an elementwise operation, outside the graph."""
         shape, numel = _broadcast(a, b)
-        return self.new(shape, numel, self.result_type(a, b), op)
+        return self.new(shape, numel, self.result_type(a, b), op, bytes_of(a, b))
 
     @staticmethod
     def result_type(a: Tensor, b: Tensor) -> DType:
@@ -263,11 +277,13 @@ class ElementwiseOps(BackwardEngine):
     def add_in_place(self, a: Tensor, b: Tensor) -> Tensor:
         """a += b; saves nothing and allocates nothing."""
         node = self.link("AddBackward0", _add_backward, (), (a.edge, b.edge))
+        self.write("add_", a.dtype, bytes_of(a, b), bytes_of(a))
         return self.attach(Tensor(a.shape, a.numel, a.dtype, a.storage, None), node)
 
     def scale_in_place(self, x: Tensor) -> Tensor:
         """x *= (or /=) a Python number; saves nothing and allocates nothing."""
         node = self.link("MulBackward0", _scaled, (), (x.edge,))
+        self.write("mul_", x.dtype, bytes_of(x), bytes_of(x))
         return self.attach(Tensor(x.shape, x.numel, x.dtype, x.storage, None), node)
 
     def neg(self, x: Tensor) -> Tensor:
@@ -286,7 +302,7 @@ class ElementwiseOps(BackwardEngine):
         """Mean over the last dimension, kept; saves nothing."""
         shape = (*x.shape[:-1], 1)
         node = self.link("MeanBackward1", _mean_backward, (), (x.edge,), (x.shape, x.numel))
-        return self.attach(self.new(shape, prod(shape), x.dtype, "mean"), node)
+        return self.attach(self.new(shape, prod(shape), x.dtype, "mean", bytes_of(x)), node)
 
     def rsqrt(self, x: Tensor) -> Tensor:
         """1/sqrt(x); saves its result."""

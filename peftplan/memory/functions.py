@@ -10,20 +10,24 @@ from math import prod
 from typing import Any
 
 from peftplan.memory.elementwise import ElementwiseOps, unary_backward
+from peftplan.memory.graph import WITH_LAST
 from peftplan.memory.workspaces.embedding import UNSORTED_INDICES, embedding_backward_sizes
 from peftplan.memory.workspaces.reductions import layer_norm_backward_sizes, softmax_backward_sizes
 from peftplan.specs.formats import BOOL, FP16, FP32, DType
-from peftplan.specs.tensors import Tensor
+from peftplan.specs.tensors import Tensor, bytes_of
 
 Grads = Sequence[Tensor | None]
 
 
 def _layer_norm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    x, weight, _bias, _mean, _rstd = saved
+    x, weight, _bias, mean, rstd = saved
     wants_input, wants_weight, wants_bias = context
-    grad_x = t.like(x, "native_layer_norm_backward") if wants_input else None
-    grad_w = t.like(weight, "native_layer_norm_backward") if wants_weight else None
-    grad_b = t.like(weight, "native_layer_norm_backward") if wants_bias else None
+    read = bytes_of(g, x, mean, rstd)
+    grad_x = t.like(x, "native_layer_norm_backward", read + bytes_of(weight)) if wants_input else None
+    grad_w = t.like(weight, "native_layer_norm_backward", read) if wants_weight else None
+    grad_b = None
+    if wants_bias:
+        grad_b = t.like(weight, "native_layer_norm_backward", WITH_LAST if wants_weight else read)
     if wants_weight or wants_bias:
         columns = x.shape[-1]
         sizes = layer_norm_backward_sizes(
@@ -35,7 +39,8 @@ def _layer_norm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
 
 def _embedding_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     rows, width, num_indices = context
-    table = t.new((rows, width), rows * width, g.dtype, "embedding_dense_backward")
+    table = t.new((rows, width), rows * width, g.dtype, "embedding_dense_backward", 0)  # zeros, and then the sums
+    t.write("embedding_dense_backward", g.dtype, 2 * bytes_of(g) + 8 * num_indices, bytes_of(g))
     if num_indices > UNSORTED_INDICES:
         sizes = embedding_backward_sizes(num_indices, rows, width, g.dtype.itemsize, t.compute_capability)
         t.workspace("embedding_dense_backward", *sizes)
@@ -43,11 +48,11 @@ def _embedding_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
 
 
 def _dropout_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    return (t.like(g, "native_dropout_backward"),)
+    return (t.like(g, "native_dropout_backward", bytes_of(g, saved[0])),)
 
 
 def _softmax_backward(t: Any, g: Tensor, saved: Any, dtype: DType) -> Grads:
-    grad = t.new(g.shape, g.numel, dtype, "_softmax_backward_data")
+    grad = t.new(g.shape, g.numel, dtype, "_softmax_backward_data", bytes_of(g, saved[0]))
     t.workspace("_softmax_backward_data", *softmax_backward_sizes(g.numel, g.dtype.itemsize))
     return (grad,)
 
@@ -113,7 +118,7 @@ class FunctionOps(ElementwiseOps):
             x = self.to(x, dtype)
         source = x.dtype
         node = self.link("SoftmaxBackward0", _softmax_backward, (), (x.edge,), source)
-        out = self.new(x.shape, x.numel, dtype or source, "_softmax")
+        out = self.new(x.shape, x.numel, dtype or source, "_softmax", bytes_of(x))
         return self.saving_result(out, node)
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
@@ -122,7 +127,7 @@ class FunctionOps(ElementwiseOps):
             return x
         node = self.link("NativeDropoutBackward0", _dropout_backward, (), (x.edge,))
         out = self.like(x, "native_dropout")
-        mask = self.new(x.shape, x.numel, BOOL, "native_dropout mask")
+        mask = self.further(x.shape, x.numel, BOOL, "native_dropout mask")
         if node is not None:
             self.save(node, (mask,))
         return self.attach(out, node)
@@ -145,10 +150,10 @@ class FunctionOps(ElementwiseOps):
             edges,
             tuple(e is not None for e in edges),
         )
-        out = self.like(x, "native_layer_norm")
+        out = self.like(x, "native_layer_norm", bytes_of(x, weight, bias))
         rows = prod(x.shape[:-1])
-        mean = self.new((rows,), rows, FP32, "native_layer_norm mean")
-        rstd = self.new((rows,), rows, FP32, "native_layer_norm rstd")
+        mean = self.further((rows,), rows, FP32, "native_layer_norm mean")
+        rstd = self.further((rows,), rows, FP32, "native_layer_norm rstd")
         if node is not None:
             self.save(node, (mean, rstd))
         return self.attach(out, node)
@@ -163,7 +168,9 @@ class FunctionOps(ElementwiseOps):
             (weight.shape[0], weight.shape[1], ids.numel),
         )
         shape = (*ids.shape, weight.shape[1])
-        out = self.attach(self.new(shape, prod(shape), weight.dtype, "embedding"), node)
+        numel = prod(shape)
+        read = numel * weight.dtype.itemsize + bytes_of(ids)
+        out = self.attach(self.new(shape, numel, weight.dtype, "embedding", read), node)
         if scale is not None:
             out = self.mul(out, self.to(scale, weight.dtype))
         if ids is self.leaf_ids and node is None and self.grad_enabled:

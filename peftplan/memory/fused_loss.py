@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftplan.errors import BadInput
+from peftplan.memory.graph import APART
 from peftplan.memory.loss import LossOps
-from peftplan.specs.formats import BOOL, FP32, INT64
+from peftplan.specs.formats import BOOL, FP32, INT64, DType
 from peftplan.specs.modules import Linear, Module
-from peftplan.specs.tensors import Parameter, Tensor
+from peftplan.specs.tensors import Parameter, Tensor, bytes_of
 
 Grads = Sequence[Tensor | None]
 
@@ -51,18 +52,21 @@ class FusedLossOps(LossOps):
         if self.grad_enabled:
             node = self.link("FusedLinearCrossEntropy", _fused_backward, (), (x.edge, weight.edge))
         padded, shifted = self._shift(labels)
-        grad_x = self.like(x, "zeros_like")
-        grad_w = self.like(weight, "zeros_like") if weight.edge is not None and node is not None else None
-        losses = self.new((tokens,), tokens, FP32, "zeros")
-        counted = self.new((tokens,), tokens, BOOL, "ne")
+        grad_x = self.like(x, "zeros_like", 0)
+        grad_w = self.like(weight, "zeros_like", 0) if weight.edge is not None and node is not None else None
+        losses = self.new((tokens,), tokens, FP32, "zeros", 0)
+        counted = self.new((tokens,), tokens, BOOL, "ne", bytes_of(labels))
         self.workspace("sum", 8)
         rows = rows_of_a_chunk(tokens, vocab, width)
         alike = x.dtype is weight.dtype and self.autocast in (None, x.dtype)
-        kept = self.new((rows, vocab), rows * vocab, x.dtype, "chunk of logits") if alike else None
+        kept = self.new((rows, vocab), rows * vocab, x.dtype, "chunk of logits", APART) if alike else None
         for _ in range(min(2, -(-tokens // rows))):  # later chunks are like the second
             self._fused_chunk(rows, x, weight, grad_w, kept)
+        dtype = kept.dtype if kept is not None else self.autocast or x.dtype
+        for start in range(0, tokens, rows):
+            self._chunk_launches(min(rows, tokens - start), x, weight, grad_w, dtype, alike)
         del kept
-        loss = self.new((), 1, FP32, "sum")
+        loss = self.new((), 1, FP32, "sum", bytes_of(losses))
         del padded, shifted, losses, counted
         if node is not None:
             self.save(node, (grad_x, grad_w))
@@ -74,25 +78,56 @@ class FusedLossOps(LossOps):
         padded = self.new((batch, length + 1), batch * (length + 1), INT64, "constant_pad_nd")
         return padded, self.new((batch, length), batch * length, INT64, "clone") if batch > 1 else None
 
+    def _chunk_launches(
+        self, rows: int, x: Tensor, weight: Parameter, grad_w: Any, dtype: DType, alike: bool
+    ) -> None:
+        """What one chunk runs: a product, the loss and its gradient in place, products with that."""
+        vocab, width = weight.shape
+        size, num_flop = dtype.itemsize, 2 * rows * vocab * width
+        part, logits, matrix = rows * width * size, rows * vocab * size, vocab * width * size
+        wide_part = rows * width * x.dtype.itemsize
+        if weight.dtype is not dtype:
+            self.write("_to_copy", dtype, bytes_of(weight), matrix)
+        if x.dtype is not dtype:
+            self.write("_to_copy", dtype, wide_part, part)
+        self.write("mm", dtype, part + matrix, logits, num_flop)
+        self.write("liger_cross_entropy", dtype, logits + 8 * rows, logits + 4 * rows)
+        self.write("mm", dtype, logits + matrix, part, num_flop)
+        if not alike:
+            self.write("copy_", x.dtype, part, wide_part)
+        if grad_w is None:
+            return
+        if x.dtype is not dtype:
+            self.write("_to_copy", dtype, wide_part, part)
+        sums = bytes_of(grad_w)
+        if dtype.itemsize == 4 or self.compute_capability < (8, 0):
+            self.write("mm", dtype, logits + part, matrix, num_flop)
+            self.write("add_", grad_w.dtype, matrix + sums, sums)
+        else:
+            self.write("addmm", dtype, logits + part + sums, sums, num_flop)
+
     def _fused_chunk(self, rows: int, x: Tensor, weight: Parameter, grad_w: Any, kept: Tensor | None) -> None:
         vocab, width = weight.shape
         if kept is None:
             dtype = self.autocast or x.dtype
-            dense = self.cast(weight, dtype) if weight.dtype is not dtype else None  # a view's cast is not kept
-            part = self.new((rows, width), rows * width, dtype, "_to_copy") if x.dtype is not dtype else None
-            logits = self.new((rows, vocab), rows * vocab, dtype, "chunk of logits")
+            dense = part = None
+            if weight.dtype is not dtype:  # a view's cast is not kept
+                dense = self.new(weight.shape, weight.numel, dtype, "_to_copy", APART)
+            if x.dtype is not dtype:
+                part = self.new((rows, width), rows * width, dtype, "_to_copy", APART)
+            logits = self.new((rows, vocab), rows * vocab, dtype, "chunk of logits", APART)
             del part, dense
             matrix = self.autocast_to(weight, dtype) if weight.dtype is not dtype else None
-            product = self.new((rows, width), rows * width, dtype, "chunk gradient")
+            product = self.new((rows, width), rows * width, dtype, "chunk gradient", APART)
             del product, matrix
         else:
             logits, dtype = kept, kept.dtype
         if grad_w is None:
             return
-        part = self.new((rows, width), rows * width, dtype, "_to_copy") if x.dtype is not dtype else None
+        part = self.new((rows, width), rows * width, dtype, "_to_copy", APART) if x.dtype is not dtype else None
         if dtype.itemsize == 4 or self.compute_capability < (8, 0):  # else multiplied into the sum
-            product = self.new(grad_w.shape, grad_w.numel, dtype, "weight gradient of a chunk")
-            wide = self.cast(product, FP32) if dtype is not FP32 else None
+            product = self.new(grad_w.shape, grad_w.numel, dtype, "weight gradient of a chunk", APART)
+            wide = self.new(grad_w.shape, grad_w.numel, FP32, "_to_copy", APART) if dtype is not FP32 else None
             del product, wide
         del part, logits
 

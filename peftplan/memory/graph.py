@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 Backward = Callable[[Any, Any, Sequence[Any], Any], Sequence[Tensor | None]]
 
 
-# What a further result of an operation reads: it is written by the launch that made the first.
-WITH_LAST = -1
+# In the place of what is read: a further result of an operation, written by the launch that made the first;
+# and a tensor that launches write which are noted by themselves.
+WITH_LAST, APART = -1, -2
 
 
 class Record:
     """One allocation: what it was for, its size, and the clock at its birth and death.
 
     It stands for the launch that writes it: `num_flop` (a multiply-add is two; of products only), and the
-    bytes that are read for it: None for as many as are written, `WITH_LAST` for a further result of a launch.
+    bytes that are read for it, None for as many as are written (or `WITH_LAST` or `APART`).
     """
 
     __slots__ = ("born", "died", "dtype", "kind", "module", "nbytes", "num_flop", "op", "read", "shape", "size")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftplan.memory.elementwise import ElementwiseOps
-from peftplan.specs.tensors import Tensor
+from peftplan.specs.tensors import Tensor, bytes_of
 
 Grads = Sequence[Tensor | None]
 
@@ -25,15 +25,16 @@ def _copy_slices_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     whole = t.like(g, "new_empty_strided")
     piece = t.new(shape, numel, g.dtype, "clone")
     if base_wants:
-        zeros = t.new(shape, numel, g.dtype, "zeros_like")
+        zeros = t.new(shape, numel, g.dtype, "zeros_like", 0)
         del zeros
+        t.write("copy_", g.dtype, bytes_of(piece), bytes_of(piece))
     return (whole, piece)
 
 
 def _complex_mul_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     (table,) = saved
     conjugate = t.like(table, "clone")
-    out = t.like(g, "mul")
+    out = t.like(g, "mul", bytes_of(g, conjugate))
     del conjugate
     return (out,)
 
@@ -55,9 +56,10 @@ class LatentOps(ElementwiseOps):
             (base.edge, part.edge),
             (part.shape, part.numel, base.edge is not None),
         )
+        self.write("copy_", base.dtype, bytes_of(part), bytes_of(part))
         return self.attach(Tensor(base.shape, base.numel, base.dtype, base.storage, None), node)
 
     def complex_mul(self, x: Tensor, table: Tensor) -> Tensor:
         """Pairs of numbers of x, read as complex, times a table without gradient, which is saved."""
         node = self.link("MulBackward0", _complex_mul_backward, (table,), (x.edge,))
-        return self.attach(self.like(x, "mul"), node)
+        return self.attach(self.like(x, "mul", bytes_of(x, table)), node)

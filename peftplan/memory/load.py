@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from peftplan.memory.overheads import cublas_workspace_bytes
 from peftplan.memory.resident import Resident
-from peftplan.memory.step import play_evaluation
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.run import StepSpec
 
@@ -46,7 +46,7 @@ def load_bytes(model: ModelSpec, resident: Resident) -> Loading:
     return Loading(device, largest, checkpoint)
 
 
-def evaluation_peak(model: ModelSpec, step: StepSpec, resident: Resident) -> int:
+def evaluation_peak(play: Callable[[StepSpec], int], step: StepSpec, resident: Resident) -> int:
     """The most allocated in an evaluation pass over the same batch, optimizer states beside it."""
-    level = play_evaluation(model, replace(step, checkpointing=False, accumulating=False))
+    level = play(replace(step, checkpointing=False, accumulating=False))
     return resident.allocated + cublas_workspace_bytes(step.compute_capability) + level

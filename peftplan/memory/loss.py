@@ -11,17 +11,20 @@ from typing import Any
 
 from peftplan.memory.attention import AttentionOps
 from peftplan.specs.formats import FP32, INT64
-from peftplan.specs.tensors import Tensor
+from peftplan.specs.tensors import Tensor, bytes_of
 
 Grads = Sequence[Tensor | None]
 
 
 def _nll_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    return (t.like(saved[0], "nll_loss_backward"),)
+    out = t.like(saved[0], "nll_loss_backward", 0)  # zeros, into which one number a row is put
+    rows, itemsize = saved[1].numel, saved[0].dtype.itemsize
+    t.write("nll_loss_backward", saved[0].dtype, rows * 8, rows * itemsize)
+    return (out,)
 
 
 def _log_softmax_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    return (t.like(saved[0], "_log_softmax_backward_data"),)
+    return (t.like(saved[0], "_log_softmax_backward_data", bytes_of(g, saved[0])),)
 
 
 def _div_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
@@ -56,7 +59,7 @@ class LossOps(AttentionOps):
     def divide(self, loss: Tensor, count: Tensor) -> Tensor:
         """One number by another, which is saved."""
         node = self.link("DivBackward0", _div_backward, (count,), (loss.edge,))
-        return self.attach(self.new((), 1, loss.dtype, "div"), node)
+        return self.attach(self.new((), 1, loss.dtype, "div", bytes_of(loss, count)), node)
 
     def _shifted_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of all logits but the last; several sequences are copied, one is seen as it lies."""
@@ -84,8 +87,9 @@ class LossOps(AttentionOps):
         if self.autocast is not None:
             logp = self.to(logp, FP32)
         node = self.link("NllLossBackward0", _nll_backward, (logp, labels), (logp.edge,))
-        loss = self.new((), 1, logp.dtype, "nll_loss_forward")
-        total = self.new((), 1, logp.dtype, "nll_loss_forward weight")
+        read = labels.numel * (8 + logp.dtype.itemsize)
+        loss = self.new((), 1, logp.dtype, "nll_loss_forward", read)
+        total = self.further((), 1, logp.dtype, "nll_loss_forward weight")
         if node is not None:
             self.save(node, (total,))
         return self.attach(loss, node)
@@ -94,6 +98,6 @@ class LossOps(AttentionOps):
         """loss.backward(): the gradient of one that starts it."""
         assert loss.edge is not None
         node = loss.edge[0]
-        node.grad = one = self.new((), 1, loss.dtype, "ones_like")
+        node.grad = one = self.new((), 1, loss.dtype, "ones_like", 0)
         self.backward()
         del one

@@ -23,10 +23,10 @@ def _linear_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     x_shape, x_numel, weight_shape, weight_numel, has_bias = context
     num_flop, size = 2 * x_numel * weight_shape[0], g.dtype.itemsize
     grad_x = grad_w = None
+    if x is not None:  # that of the second factor comes first
+        grad_w = t.new(weight_shape, weight_numel, g.dtype, "mm.t", (g.numel + x_numel) * size, num_flop)
     if weight is not None:
         grad_x = t.new(x_shape, x_numel, g.dtype, "mm", (g.numel + weight_numel) * size, num_flop)
-    if x is not None:
-        grad_w = t.new(weight_shape, weight_numel, g.dtype, "mm.t", (g.numel + x_numel) * size, num_flop)
     return (grad_x, grad_w, g if has_bias else None)
 
 
@@ -34,8 +34,8 @@ def _bmm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     a, b = saved
     a_shape, a_numel, b_shape, b_numel = context
     num_flop = 2 * g.numel * a_shape[-1]
-    grad_a = t.new(a_shape, a_numel, g.dtype, "bmm", bytes_of(g, b), num_flop) if b is not None else None
     grad_b = t.new(b_shape, b_numel, g.dtype, "bmm", bytes_of(g, a), num_flop) if a is not None else None
+    grad_a = t.new(a_shape, a_numel, g.dtype, "bmm", bytes_of(g, b), num_flop) if b is not None else None
     return (grad_a, grad_b)
 
 
@@ -55,8 +55,10 @@ def _linear_8bit_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     weight, x_shape, x_numel, x_dtype, has_bias = context
     grad_bias = t.sum_to(g, weight.shape[0]) if has_bias else None
     rows = weight.shape[0]
-    dense = t.new(weight.shape, weight.numel, x_dtype, "int8 weight dequantised", weight.numel + 4 * rows)
+    dense = t.new(weight.shape, weight.numel, x_dtype, "int8 weight dequantised", weight.numel)
     scaled = t.new((rows,), rows, FP32, "mul")
+    dense_bytes = weight.numel * x_dtype.itemsize
+    t.write("int8 weight dequantised", x_dtype, dense_bytes + 4 * rows, dense_bytes)  # by the scales, in place
     del scaled
     cast = t.cast(g, x_dtype) if g.dtype is not x_dtype else g
     read = (g.numel + weight.numel) * x_dtype.itemsize
@@ -96,20 +98,24 @@ class MatrixOps(FunctionOps):
         b: Tensor,
         shape: tuple[int, ...],
         copied: tuple[bool, bool] = (False, False),
+        back: bool = True,
     ) -> Tensor:
         """A batched product of result `shape`; saves both factors as each other's gradient needs.
 
         `copied` marks factors laid out token by token: with more than one sequence they are made
-        contiguous first, and those copies are what is saved.
+        contiguous first, and those copies are what is saved; `back`: their gradients are copied too.
         """
+        held: tuple[Tensor, ...] = ()
         if self.autocast is not None:
             b = self.autocast_to(b, self.autocast)
             a = self.autocast_to(a, self.autocast)
+            held = a, b  # by what casts, until the product is there
         if len(shape) == 4 and b.shape[1] != shape[1]:
             b = self.spread(b, shape[1])
         if shape[0] > 1:
-            a = self.relaid(a) if copied[0] else a
-            b = self.relaid(b) if copied[1] else b
+            relaid = self.relaid if back else self.contiguous
+            a = relaid(a) if copied[0] else a
+            b = relaid(b) if copied[1] else b
         node = self.link(
             "BmmBackward0",
             _bmm_backward,
@@ -119,6 +125,7 @@ class MatrixOps(FunctionOps):
         )
         numel = prod(shape)
         out = self.new(shape, numel, a.dtype, "bmm", bytes_of(a, b), 2 * numel * a.shape[-1])
+        del held
         return self.attach(out, node)
 
     def spread(self, x: Tensor, heads: int) -> Tensor:

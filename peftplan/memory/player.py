@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peftplan.memory.adapter_ops import AdapterOps
 from peftplan.memory.bloom_gelu import BloomGeluOps
 from peftplan.memory.convolution import ConvolutionOps
 from peftplan.memory.fused_loss import FusedLossOps
@@ -14,7 +15,7 @@ from peftplan.specs.modules import Module
 from peftplan.specs.tensors import Tensor
 
 
-class Player(ReentrantOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, BloomGeluOps):
+class Player(ReentrantOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, BloomGeluOps, AdapterOps):
     """Reads a forward program as memory: see `tape.Engine` for what it records."""
 
     def __init__(self, accumulating: bool = False) -> None:
@@ -23,7 +24,6 @@ class Player(ReentrantOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, 
         # (rounded, requested) bytes that died when the model's own forward returned, by block
         self.dropped: dict[int, tuple[int, int]] = {}
         self.graph_gone = False  # the loss was cut from its graph before the optimizer step
-        self.kept_to_loss: list[Tensor] = []
         self.returned: list[Tensor] = []
 
     def keep_to_loss(self, *tensors: Tensor) -> None:

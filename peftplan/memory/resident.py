@@ -69,6 +69,7 @@ def tally_resident(model: ModelSpec, optimizer: Optimizer, master_weights: bool,
     """Count every parameter of the model and what the optimizer keeps for those that train."""
     weights, adapters, gradients = Tally(), Tally(), Tally()
     masters, states, checkpoint, num_adapter = Tally(), Tally(), 0, 0
+    stated = model.adapter_checkpoint_bytes
     loaded = 0
     for name, parameter, count in model.parameters():
         tally = adapters if parameter.role == "adapter" else weights
@@ -101,7 +102,7 @@ def tally_resident(model: ModelSpec, optimizer: Optimizer, master_weights: bool,
         num_adapter=num_adapter,
         clip_bytes=_clip_bytes(trained),
         num_trainable=sum(row.parameter.numel * row.count for row in trained),
-        adapter_checkpoint_bytes=checkpoint,
+        adapter_checkpoint_bytes=checkpoint if stated is None else stated,
     )
 
 
@@ -128,7 +129,8 @@ def _clip_bytes(trained: list[Trained]) -> int:
         worst = max(worst, norms + sum(allocated_bytes(size) for size in sizes))
     width = max((row.parameter.dtype.itemsize for row in trained), default=0)
     joined = allocated_bytes(norms // BLOCK_BYTES * width) + BLOCK_BYTES
-    return max(worst, norms + joined) - BLOCK_BYTES
+    # of a single tensor the coefficient is more: the norm, that and a little, its reciprocal, the product
+    return max(worst, norms + joined, 4 * BLOCK_BYTES) - BLOCK_BYTES
 
 
 def _step_temporary(model: ModelSpec, trained: list[Trained], optimizer: Optimizer, master_weights: bool) -> Tally:

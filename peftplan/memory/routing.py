@@ -16,43 +16,48 @@ from typing import Any
 
 from peftplan.memory.elementwise import ElementwiseOps
 from peftplan.specs.formats import BOOL, FP32, INT64, DType
-from peftplan.specs.tensors import Tensor
+from peftplan.specs.tensors import Tensor, bytes_of
 
 Grads = Sequence[Tensor | None]
 
 
 def _zeros_of_input(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     shape, numel, dtype = context
-    return (t.new(shape, numel, dtype, "new_zeros"),)
+    out = t.new(shape, numel, dtype, "new_zeros", 0)
+    t.write("index_put_", dtype, bytes_of(g) + g.numel * INT64.itemsize, bytes_of(g))
+    return (out,)
 
 
 def _grouped_mm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     x, weight, _ = saved
     x_shape, x_numel, weight_shape, weight_numel = context
-    grad_w = t.new(weight_shape, weight_numel, g.dtype, "_grouped_mm") if x is not None else None
-    grad_x = t.new(x_shape, x_numel, g.dtype, "_grouped_mm") if weight is not None else None
+    num_flop, op = 2 * g.numel * x_shape[-1], "_grouped_mm"
+    grad_w = t.new(weight_shape, weight_numel, g.dtype, op, bytes_of(g, x), num_flop) if x is not None else None
+    grad_x = t.new(x_shape, x_numel, g.dtype, op, bytes_of(g, weight), num_flop) if weight is not None else None
     return (grad_x, grad_w)
 
 
 def _baddbmm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     # each product is scaled into a second tensor by alpha
     lhs_shape, lhs_numel, rhs_shape, rhs_numel = context
-    product = t.new(lhs_shape, lhs_numel, g.dtype, "bmm")
+    num_flop, size = 2 * g.numel * lhs_shape[-1], g.dtype.itemsize
+    product = t.new(lhs_shape, lhs_numel, g.dtype, "bmm", (g.numel + rhs_numel) * size, num_flop)
     grad_lhs = t.new(lhs_shape, lhs_numel, g.dtype, "mul")
     product = None
-    product = t.new(rhs_shape, rhs_numel, g.dtype, "bmm")
+    product = t.new(rhs_shape, rhs_numel, g.dtype, "bmm", (g.numel + lhs_numel) * size, num_flop)
     grad_rhs = t.new(rhs_shape, rhs_numel, g.dtype, "mul")
     del product
     return (g, grad_lhs, grad_rhs)
 
 
 def _divide_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    first = t.like(g, "div")
-    second = t.like(g, "div")
+    read = bytes_of(g, saved[0])
+    first = t.like(g, "div", read)
+    second = t.like(g, "div", read)
     third = t.like(g, "neg")
-    grad_divisor = t.like(g, "mul")
+    grad_divisor = t.like(g, "mul", bytes_of(second, third))
     del first, second, third
-    return (t.like(g, "div"), grad_divisor)
+    return (t.like(g, "div", read), grad_divisor)
 
 
 def _expand_last_backward(t: Any, g: Tensor, saved: Any, shape: tuple[int, ...]) -> Grads:
@@ -61,7 +66,7 @@ def _expand_last_backward(t: Any, g: Tensor, saved: Any, shape: tuple[int, ...])
 
 def _sum_of_groups_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     shape, numel, dtype = context
-    return (t.new(shape, numel, dtype, "clone"),)
+    return (t.new(shape, numel, dtype, "clone", bytes_of(g)),)
 
 
 def _index_add_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
@@ -86,8 +91,8 @@ class RoutingOps(ElementwiseOps):
         """The k largest along the last dimension and where they are; saves where."""
         shape = (*x.shape[:-1], k)
         node = self.link("TopkBackward0", _zeros_of_input, (), (x.edge,), (x.shape, x.numel, x.dtype))
-        values = self.new(shape, prod(shape), x.dtype, "topk")
-        indices = self.integers(shape, "topk")
+        values = self.new(shape, prod(shape), x.dtype, "topk", bytes_of(x))
+        indices = self.further(shape, prod(shape), INT64, "topk")
         if node is not None:
             self.save(node, (indices,))
         return self.attach(values, node), indices
@@ -111,6 +116,7 @@ class RoutingOps(ElementwiseOps):
     def index_add_(self, x: Tensor, index: Tensor, source: Tensor) -> Tensor:
         """Rows of `source` added to those rows of x in place; saves the index and, for its shape, the source."""
         node = self.link("IndexAddBackward0", _index_add_backward, (index, source), (x.edge, source.edge))
+        self.write("index_add_", x.dtype, bytes_of(index) + 2 * bytes_of(source), bytes_of(source))
         return self._in_place(x, node)
 
     def masked_fill(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -121,14 +127,15 @@ class RoutingOps(ElementwiseOps):
     def masked_fill_(self, x: Tensor, mask: Tensor) -> Tensor:
         """The same in place; saves the mask."""
         node = self.link("MaskedFillBackward0", _masked_fill_backward, (mask,), (x.edge,))
+        self.write("masked_fill_", x.dtype, bytes_of(mask, x), bytes_of(x))
         return self._in_place(x, node)
 
     def where(self, condition: Tensor, x: Tensor) -> Tensor:
         """x where the condition holds, elsewhere a number, which is made a tensor first; saves the condition."""
         node = self.link("WhereBackward0", _where_backward, (condition,), (x.edge,))
-        number = self.new((), 1, x.dtype, "scalar_tensor")
+        number = self.new((), 1, x.dtype, "scalar_tensor", 0)
         shape = tuple(map(max, condition.shape, x.shape))
-        out = self.new(shape, prod(shape), x.dtype, "where")
+        out = self.new(shape, prod(shape), x.dtype, "where", bytes_of(condition, x))
         del number
         return self.attach(out, node)
 
@@ -138,13 +145,13 @@ class RoutingOps(ElementwiseOps):
         shape = (*x.shape[:-1], 1)
         node = self.link("SumBackward1", _expand_last_backward, (), (x.edge,), x.shape)
         dtype = FP32 if self.autocast is not None else x.dtype
-        return self.attach(self.new(shape, prod(shape), dtype, "sum"), node)
+        return self.attach(self.new(shape, prod(shape), dtype, "sum", bytes_of(x)), node)
 
     def sum_groups(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Sum of consecutive rows to `shape` (autocast: in fp32); its gradient is copied out in full."""
         node = self.link("SumBackward1", _sum_of_groups_backward, (), (x.edge,), (x.shape, x.numel, x.dtype))
         dtype = FP32 if self.autocast is not None else x.dtype
-        return self.attach(self.new(shape, prod(shape), dtype, "sum"), node)
+        return self.attach(self.new(shape, prod(shape), dtype, "sum", bytes_of(x)), node)
 
     def divide_(self, x: Tensor, divisor: Tensor) -> Tensor:
         """x /= divisor: saves the divisor and a copy of x."""
@@ -153,11 +160,13 @@ class RoutingOps(ElementwiseOps):
         if node is not None and divisor.edge is not None:
             copy = self.like(x, "clone")
             self.save(node, (copy,))
+        self.write("div_", x.dtype, bytes_of(x, divisor), bytes_of(x))
         return self._in_place(x, node)
 
     def add_(self, x: Tensor, other: Tensor) -> Tensor:
         """x += other; saves nothing."""
         node = self.link("AddBackward0", _add_in_place_backward, (), (x.edge, other.edge))
+        self.write("add_", x.dtype, bytes_of(x, other), bytes_of(x))
         return self._in_place(x, node)
 
     def _in_place(self, x: Tensor, node: Any) -> Tensor:
@@ -172,8 +181,8 @@ class RoutingOps(ElementwiseOps):
         """The largest of the last dimension, kept; saves where it is."""
         shape = (*x.shape[:-1], 1)
         node = self.link("MaxBackward0", _zeros_of_input, (), (x.edge,), (x.shape, x.numel, x.dtype))
-        values = self.new(shape, prod(shape), x.dtype, "max")
-        indices = self.integers(shape, "max")
+        values = self.new(shape, prod(shape), x.dtype, "max", bytes_of(x))
+        indices = self.further(shape, prod(shape), INT64, "max")
         if node is not None:
             self.save(node, (indices,))
         return self.attach(values, node)
@@ -199,7 +208,9 @@ class RoutingOps(ElementwiseOps):
             (x.shape, x.numel, weight.shape, weight.numel),
         )
         rows = x.shape[0]
-        return self.attach(self.new((rows, columns), rows * columns, x.dtype, "_grouped_mm"), node)
+        num_flop = 2 * rows * columns * x.shape[-1]
+        out = self.new((rows, columns), rows * columns, x.dtype, "_grouped_mm", bytes_of(x, weight), num_flop)
+        return self.attach(out, node)
 
     def baddbmm(self, base: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
         """base + alpha * lhs @ rhs over experts, autocast off; saves the factors."""
@@ -210,7 +221,9 @@ class RoutingOps(ElementwiseOps):
             (base.edge, lhs.edge, rhs.edge),
             (lhs.shape, lhs.numel, rhs.shape, rhs.numel),
         )
-        return self.attach(self.like(base, "baddbmm"), node)
+        num_flop = 2 * base.numel * lhs.shape[-1]
+        out = self.new(base.shape, base.numel, base.dtype, "baddbmm", bytes_of(base, lhs, rhs), num_flop)
+        return self.attach(out, node)
 
     def permuted(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """A view whose gradient has to be copied into the order of `x` before it can be viewed back."""
@@ -223,18 +236,19 @@ def _masked_fill_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
 
 
 def _where_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    number = t.new((), 1, g.dtype, "scalar_tensor")
-    out = t.like(g, "where")
+    number = t.new((), 1, g.dtype, "scalar_tensor", 0)
+    out = t.like(g, "where", bytes_of(g, saved[0]))
     del number
     return (out,)
 
 
 def _clamp_between_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     x = saved[0]
-    above = t.new(x.shape, x.numel, BOOL, "ge")
-    below = t.new(x.shape, x.numel, BOOL, "le")
-    number = t.new((), 1, g.dtype, "scalar_tensor")
-    out = t.like(g, "where")
+    above = t.new(x.shape, x.numel, BOOL, "ge", bytes_of(x))
+    below = t.new(x.shape, x.numel, BOOL, "le", bytes_of(x))
+    t.write("logical_and_", BOOL, bytes_of(above, below), bytes_of(above))
+    number = t.new((), 1, g.dtype, "scalar_tensor", 0)
+    out = t.like(g, "where", bytes_of(g, above))
     del above, below, number
     return (out,)
 
@@ -245,7 +259,7 @@ def _add_in_place_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads
 
 def _clamp_backward(t: Any, g: Tensor, saved: Any, bounds: int) -> Grads:
     (x,) = saved
-    inside = [t.new(x.shape, x.numel, BOOL, "le") for _ in range(bounds)]
-    out = t.like(g, "where")
+    inside = [t.new(x.shape, x.numel, BOOL, "le", bytes_of(x)) for _ in range(bounds)]
+    out = t.like(g, "where", bytes_of(g, inside[0]))
     del inside
     return (out,)

@@ -19,27 +19,50 @@ from peftplan.specs.modules import Linear
 from peftplan.specs.run import StepSpec
 from peftplan.specs.tensors import Tensor
 
+# A mark: the model's forward has given its loss, and what held that of the micro-step before is gone.
+FORWARD_END = "forward end"
+# Stands for all that the loss of the micro-step before holds.
+EARLIER = "held by the loss of the micro-batch before"
 
-def play_step(model: ModelSpec, step: StepSpec) -> Timeline:
-    """Play forward, loss and backward of one micro-step, optimizer state already there."""
-    t = Player(step.accumulating)
+
+def play_step(model: ModelSpec, step: StepSpec, each: bool = False) -> Timeline:
+    """Play forward, loss and backward of one micro-step, optimizer state already there; `each` block by itself."""
+    left = 0
+    if leaves_a_loss(step):
+        left = held_by_the_loss(model, play_step(model, replace(step, accumulating=False)))
+    timeline, end_segment = run_step(Player(step.accumulating), model, step, left, each)
+    read_timeline(timeline, end_segment)
+    return timeline
+
+
+def run_step(t: Player, model: ModelSpec, step: StepSpec, left: int, each: bool = False) -> tuple[Timeline, int]:
+    """The step on this tape, not yet read, and the segment that opens at the end of forward.
+
+    `left`: bytes that the loss of the micro-step before holds, in a loop that keeps it until the next one is there.
+    """
     ids, labels, beside = _start(t, model, step)
+    each = each or model.plays_each
+    if step.checkpointing and model.not_checkpointed:
+        raise BadInput(model.not_checkpointed)
     t.kind = "activation"
-    earlier = _left_by_an_earlier(t, model, step)
+    earlier = None
+    if leaves_a_loss(step):
+        earlier = t.new((left,), left, UINT8, EARLIER)
     t.shared = _shared_weights(model)
     # gradient_checkpointing_enable makes the token embeddings ask for a gradient, frozen or not; where it does
     # not, reentrant checkpoints need it done by hand
     asks = model.behaviour.embeddings_ask_gradient or step.use_reentrant
     t.leaf_ids = ids if step.checkpointing and asks else None
     timeline = Timeline(t, [])
-    loss, logits = _forward(timeline, model, step, ids, labels)
+    loss, logits = _forward(timeline, model, step, ids, labels, each)
     del earlier
-    t.mark("forward end")
+    t.mark(FORWARD_END)
     timeline.forward_end_clock = t.clock
     end_segment = len(t.segments) - 1
     if not step.keep_outputs:
         del logits
         t.returned.clear()
+        t.cached.clear()
     t.kind = "temporary"
     if step.trainer:
         whole = t.mul_scalar(loss, "div")  # by accelerate's number of accumulation steps, one
@@ -54,9 +77,12 @@ def play_step(model: ModelSpec, step: StepSpec) -> Timeline:
         t.start_backward(loss)
     t.mark("end")
     timeline.end_clock = t.clock
-    read_timeline(timeline, end_segment)
+    for record in t.records:
+        if record.kind == "input":
+            timeline.inputs_requested += record.nbytes
+            timeline.inputs_bytes += record.size
     del ids, labels, beside, loss
-    return timeline
+    return timeline, end_segment
 
 
 def _start(t: Player, model: ModelSpec, step: StepSpec) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -79,15 +105,15 @@ def _start(t: Player, model: ModelSpec, step: StepSpec) -> tuple[Tensor, Tensor,
     return ids, labels, beside
 
 
-def _left_by_an_earlier(t: Player, model: ModelSpec, step: StepSpec) -> Tensor | None:
-    """What the loss of the micro-step before holds, in a loop that keeps it until the next one is there."""
-    if not step.accumulating or step.trainer:
-        return None
-    before = play_step(model, replace(step, accumulating=False))
+def leaves_a_loss(step: StepSpec) -> bool:
+    """Whether a micro-step finds the loss of the one before, and what that loss holds."""
+    return step.accumulating and not step.trainer
+
+
+def held_by_the_loss(model: ModelSpec, played: Timeline) -> int:
+    """What stays of a micro-step until the next loss is there: neither gradients nor the batch, rounded bytes."""
     gradients = sum(allocated_bytes(p.num_bytes()) * n for _, p, n in model.parameters() if p.edge is not None)
-    inputs = sum(record.size for record in before.records if record.kind == "input")
-    left = before.end_bytes - gradients - inputs
-    return t.new((left,), left, UINT8, "held by the loss of the micro-batch before")
+    return played.end_bytes - gradients - played.inputs_bytes
 
 
 def _choose_attention(t: Player, model: ModelSpec, step: StepSpec) -> None:
@@ -129,22 +155,28 @@ def play_evaluation(model: ModelSpec, step: StepSpec) -> int:
     Nothing is kept for backward, so every block of a run peaks at the same level: each is played once.
     """
     t = Player()
+    run_evaluation(t, model, step)
+    return max(segment.peak_bytes for segment in t.segments)
+
+
+def run_evaluation(t: Player, model: ModelSpec, step: StepSpec) -> None:
+    """The forward pass on this tape."""
     ids, labels, beside = _start(t, model, step)
     t.training = False
     with t.no_grad():
         loss, logits = _forward(Timeline(t, []), model, step, ids, labels)
     t.mark("end")
-    level = max(segment.peak_bytes for segment in t.segments)
     del ids, labels, beside, loss, logits
-    return level
 
 
 def _forward(
-    timeline: Timeline, model: ModelSpec, step: StepSpec, ids: Tensor, labels: Tensor
+    timeline: Timeline, model: ModelSpec, step: StepSpec, ids: Tensor, labels: Tensor, each: bool = False
 ) -> tuple[Tensor, Any]:
     t = timeline.player
     standing: dict[tuple[int, bool, bool, DType], int] = {}
     with t.autocasting(step.autocast):
+        if model.relabel is not None:
+            labels = model.relabel(t, labels)
         x, given = model.enter(t, ids)
         entered = x if model.keeps_first_input else None
         passed, handed = [x], [given]  # handed on in lists, so that no name here outlives its use
@@ -159,7 +191,7 @@ def _forward(
                 passed.append(x)
                 handed.append(given)
                 del x, given
-            passed.append(_play_run(timeline, run, first, step, passed, handed, standing))
+            passed.append(_play_run(timeline, run, first, step, passed, handed, None if each else standing))
             first += run.count
         t.mark("head")
         t.nodes.append("head backward done")
@@ -190,7 +222,12 @@ def _forward(
                 logits = t.to(logits, FP32)
             loss = t.causal_lm_loss(logits, labels)
         del x
+        if model.relabel is not None:
+            del labels
         t.kept_to_loss.clear()
+        t.put_before([], 0)
+        if model.behind_loss is not None:
+            loss = model.behind_loss(t, loss)
     if step.trainer and step.autocast is not None and logits is not None:
         # accelerate's convert_outputs_to_fp32 wraps the model's forward, autocast and all
         t.mark(AUTOCAST_LEFT)
@@ -212,7 +249,7 @@ def _play_run(
     step: StepSpec,
     passed: list[Tensor],
     handed: list[Any],
-    standing: dict[tuple[int, bool, bool, DType], int],
+    standing: dict[tuple[int, bool, bool, DType], int] | None,
 ) -> Tensor:
     """Play the run's blocks that no play stands for yet; `standing` has a play by block and by what comes in.
 
@@ -225,7 +262,7 @@ def _play_run(
     while left:
         had_grad = x.edge is not None
         key = (id(run.block), had_grad, run.apart, x.dtype)
-        alike = standing.get(key)
+        alike = None if standing is None else standing.get(key)
         if alike is not None:
             plays[alike].count += left
             timeline.order.append((alike, left))
@@ -246,7 +283,7 @@ def _play_run(
         # embeddings, which outlive this block where a checkpoint would keep them anyway, or no block
         # before it had returned its attention weights.
         held_before = (step.checkpointing and not t.handed_back) or len(plays) > 1
-        if had_grad == (x.edge is not None) and held_before:
+        if standing is not None and had_grad == (x.edge is not None) and held_before:
             standing[key] = len(plays) - 1
     return x
 

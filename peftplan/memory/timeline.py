@@ -7,7 +7,9 @@ play that stands for it; within a run levels are linear, so its peak is at its f
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from peftplan.memory.graph import Record
 from peftplan.memory.player import Player
@@ -37,6 +39,18 @@ class Moment:
     copies: tuple[tuple[int, int], ...] = ()
 
 
+class Opened(Protocol):
+    """A step that is known for any batch and length, at those of this timeline."""
+
+    def table(
+        self, name: Hashable, read: Callable[[Timeline], Iterable[tuple[tuple[Any, ...], int]]]
+    ) -> Iterable[tuple[tuple[Any, ...], int]] | None:
+        """Rows, each with a count behind it, that `read` finds in any such step; None where sizes decide."""
+
+    def once(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """What is the same for every batch and length: made the first time."""
+
+
 @dataclass(slots=True)
 class Timeline:
     """A played step. Levels count the allocator's rounded bytes above the resident state."""
@@ -49,15 +63,42 @@ class Timeline:
     forward_end_requested: int = 0
     loss_forward_bytes: int = 0  # rounded, the most while the loss is computed
     end_bytes: int = 0  # rounded, gradients included
+    inputs_requested: int = 0
+    inputs_bytes: int = 0  # rounded
     forward_end_clock: int = 0
     end_clock: int = 0
     end_copies: tuple[tuple[int, int], ...] = ()
     backward_clocks: dict[str, tuple[int, int]] = field(default_factory=dict)  # by play
 
+    own_changes: list[tuple[int | None, int]] | None = None
+    opened: Opened | None = None  # where it was read from a step whose batch and length are open
+
     @property
     def records(self) -> list[Record]:
         """Every allocation of the step, in the order of birth."""
         return self.player.records
+
+    def changes(self) -> list[tuple[int | None, int]]:
+        """Births and deaths in their order: the number of a record, and its size, negative at its end.
+
+        The end of a gradient, which the optimizer step outlives, has no number.
+        """
+        if self.own_changes is None:
+            records = self.records
+            self.own_changes = [
+                (key, sign * records[number].size) for key, number, sign in births_and_deaths(records)
+            ]
+        return self.own_changes
+
+
+def births_and_deaths(records: Sequence[Record]) -> list[tuple[int | None, int, int]]:
+    """For each birth and death in their order: how it is called, the number of its record, and 1 or -1."""
+    clocks = [(record.born, number, 1) for number, record in enumerate(records)]
+    clocks += [(record.died, number, -1) for number, record in enumerate(records) if record.died]
+    return [
+        (None if sign < 0 and records[number].kind == "gradient" else number, number, sign)
+        for _, number, sign in sorted(clocks)
+    ]
 
 
 def read_timeline(timeline: Timeline, end_segment: int) -> None:

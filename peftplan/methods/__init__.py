@@ -1,58 +1,48 @@
 """Fine-tuning methods: each rewrites a model; which parameters train, how each is kept, what is added.
 
-`METHODS` is the registry: parsing, choices and help follow from it.
+One file for each method, or for a few that share their layers. It holds
+
+* the layers as modules whose `forward` plays peft's own forward pass, operation by operation, so that what
+  autograd saves and what is alive at the peak follow and are not written down a second time;
+* `Options`, where the method has options that no other has, under the names that peft's config gives them: bounds,
+  defaults and help of `--method-option NAME=VALUE`, and what a trace hands to peft, are read from its fields;
+* `METHODS`, a tuple of `Method`s: name, facts, defaults, peft's fields, and `apply`, which rewrites a model.
+
+To add a method, write such a file and name it in `FILES` below. Parsing, the choices and help of the command line,
+`peftplan methods`, `compare --methods all` and the tests that hold every method against its trace follow from
+`METHODS`; nothing else asks which method a run has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from importlib import import_module
 
-from peftplan.methods import full, lora
-from peftplan.specs.method import MethodSpec
-from peftplan.specs.model import ModelSpec
+from peftplan.methods.method import SHARED, Method, Options
 
+__all__ = ["FILES", "METHODS", "SHARED", "Method", "Options"]
 
-@dataclass(frozen=True, slots=True)
-class Method:
-    """One method: its name, a sentence, the rewriting, and the defaults a request takes from it."""
-
-    name: str
-    summary: str
-    source: str
-    apply: Callable[[ModelSpec, MethodSpec], None]
-    frozen_base: bool
-    default_precision: str
-    default_quant: str | None = None
-
+# Files of this folder, in the order in which their methods are listed.
+FILES = (
+    "full",
+    "chosen",
+    "lora",
+    "dora",
+    "lora_variants",
+    "adalora",
+    "ia3",
+    "vera",
+    "loha",
+    "lokr",
+    "miss",
+    "oft",
+    "ln_tuning",
+    "prompts",
+    "prefix_tuning",
+    "trainable_tokens",
+    "fourierft",
+    "bottleneck",
+)
 
 METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            "full",
-            "every weight trains",
-            "mixed-precision",
-            full.apply,
-            frozen_base=False,
-            default_precision="bf16",
-        ),
-        Method(
-            "lora",
-            "frozen base, low-rank adapters beside the targeted linears",
-            "lora",
-            lora.apply,
-            frozen_base=True,
-            default_precision="bf16-mixed",
-        ),
-        Method(
-            "qlora",
-            "LoRA over a base stored in 4 bits (NF4, double quantisation)",
-            "qlora",
-            lora.apply,
-            frozen_base=True,
-            default_precision="bf16-mixed",
-            default_quant="nf4",
-        ),
-    )
+    method.name: method for file in FILES for method in import_module(f"{__name__}.{file}").METHODS
 }

@@ -27,13 +27,14 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under a title. `strong` holds the indices of rows that are totals."""
+    """Rows under a title. `strong`: the indices of rows that are totals; `names`: how many columns name a row."""
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     strong: frozenset[int] = frozenset()
     below: str = ""  # one line that explains marks in the table
+    names: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +98,18 @@ def cell_widths(parts: tuple[Part, ...], end: int, width: int) -> list[int]:
 
 
 def cut_to_width(table: Table, width: int, gap: int = 2) -> list[Table]:
-    """The table, or several with the same first column, so that columns of numbers are never broken."""
+    """The table, or several with the same first columns, so that columns of numbers are never broken."""
     sizes = [_natural(table, index) for index in range(len(table.columns))]
-    numbers = [index for index, column in enumerate(table.columns) if column.right]
+    names = tuple(range(table.names))
+    numbers = [index for index, column in enumerate(table.columns) if column.right and index not in names]
     if len(numbers) < 3 or sum(sizes) + gap * (len(sizes) - 1) <= width:
         return [table]
-    room = max(1, (width - sizes[0]) // (max(sizes[i] for i in numbers) + gap))
+    named = sum(sizes[i] for i in names) + gap * (len(names) - 1)
+    room = max(1, (width - named) // (max(sizes[i] for i in numbers) + gap))
     if room >= len(numbers):
         return [table]
     return [
-        _with_columns(table, (0, *numbers[start : start + room]), last=start + room >= len(numbers))
+        _with_columns(table, (*names, *numbers[start : start + room]), last=start + room >= len(numbers))
         for start in range(0, len(numbers), room)
     ]
 
@@ -118,6 +121,7 @@ def _with_columns(table: Table, kept: tuple[int, ...], last: bool) -> Table:
         tuple(tuple(row[i] for i in kept) for row in table.rows),
         table.strong,
         table.below if last else "",
+        table.names,
     )
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from peftplan.render.blocks import Block, Column, Notes, Table, Text
+from peftplan.render.methods import ranking
+from peftplan.render.time_cost import hours, shown_s
 from peftplan.render.words import moment_label, percent
 from peftplan.report import Comparison, Report
-from peftplan.units import format_bytes, format_count
+from peftplan.units import format_bytes, format_count, format_usd
 
+T = TypeVar("T", int, float)
 LEAST, MOST = "<", ">"
+MOST_COLUMNS = 8  # of runs side by side; more are rows
 
 
 def compare_blocks(comparison: Comparison) -> Iterator[Block]:
@@ -17,6 +22,9 @@ def compare_blocks(comparison: Comparison) -> Iterator[Block]:
     columns = comparison.columns
     names = column_names(columns)
     yield Text(_title(columns), "title")
+    if len(columns) > MOST_COLUMNS:
+        yield ranking(columns, names)
+        return
     terms = [(term.name, term.bytes) for term in comparison.terms]
     terms.append(("peak allocated", tuple(c.memory.peak_allocated_bytes for c in columns)))
     heads = (Column("part of the peak"), *(Column(name, right=True) for name in _spaced(names)))
@@ -122,6 +130,14 @@ def _figures(columns: Sequence[Report]) -> Iterator[tuple[str, ...]]:
     yield "adapter file", *_marked([c.method.adapter_checkpoint_bytes for c in columns], format_bytes)
     if any(c.gpu is not None for c in columns):
         yield "fits", *_spaced(_fits(c) for c in columns)
+    times = [c.time for c in columns]
+    if any(times):
+        yield "step", *_marked([t.step_s if t else 0 for t in times], shown_s)
+        yield "tokens/s", *_marked([t.tokens_per_s if t else 0 for t in times], lambda rate: f"{rate:,.0f}")
+    costs = [c.cost for c in columns]
+    if any(costs):
+        yield "run", *_marked([c.hours if c else 0 for c in costs], hours)
+        yield "cost", *_marked([c.usd if c else 0 for c in costs], format_usd)
 
 
 def _spaced(texts: Iterable[str]) -> Iterable[str]:
@@ -137,7 +153,7 @@ def _fits(column: Report) -> str:
     return word if gpu.certain else f"{word}?"
 
 
-def _marked(values: Sequence[int], shown: Callable[[int], str]) -> list[str]:
+def _marked(values: Sequence[T], shown: Callable[[T], str]) -> list[str]:
     """Values as text, the smallest and the largest marked where they differ; room for a mark everywhere."""
     least, most = min((value for value in values if value), default=0), max(values)
     if least == most:

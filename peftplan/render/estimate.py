@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from peftplan.render.blocks import Block, Column, Gauge, Notes, Split, Table, Text, lettered
+from peftplan.render.time_cost import time_cost_blocks
 from peftplan.render.words import (
     BEYOND_TENSORS,
     RESIDENT,
@@ -28,6 +29,7 @@ def estimate_blocks(report: Report, changes: Sequence[Change] = ()) -> Iterator[
     yield _totals(report)
     yield _resident(report)
     yield _moments(report)
+    yield from time_cost_blocks(report)
     if report.recipes:
         yield _recipes(report)
     if report.gpu is not None and not report.gpu.fits:
@@ -53,6 +55,8 @@ def settings_line(report: Report) -> str:
     text = f"{asked['micro_batch']} x {asked['seq_len']} tokens, {asked['precision']}, {asked['optimizer']}"
     text += ", checkpointing" if asked["checkpointing"] else ", no checkpointing"
     text += f", {asked['attention']} attention, {asked['loss']} loss"
+    if asked["gpus"] > 1:
+        text += f", on each of {asked['gpus']} GPUs"
     if asked["grad_accum"] > 1:
         text += f", {asked['grad_accum']} micro-batches a step"
     if report.method.adapter_checkpoint_bytes:
@@ -172,4 +176,5 @@ def change_blocks(changes: Sequence[Change]) -> Iterator[Block]:
         "Each of these alone makes it fit" if enough else "No single change is enough; the largest savings",
         (Column("change"), Column("saves", right=True)),
         tuple((change.change, format_bytes(change.saves_bytes)) for change in (enough or changes[:5])),
+        below="" if enough else "`peftplan fit` looks for several that are enough together",
     )

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from peftplan.render.blocks import Block, Column, Notes, Table, Text
+from peftplan.render.cost_explained import Quantity, cost_quantities
 from peftplan.render.formulas import derive
 from peftplan.render.words import MOMENTS, RESIDENT, verdict
 from peftplan.report import SCHEMA_VERSION, Report
@@ -66,6 +67,7 @@ class Explanation(_Frozen):
     schema_version: int
     request: dict[str, Any]
     figures: tuple[Figure, ...]
+    quantities: tuple[Quantity, ...]  # of time, money and energy, where there are any
     conventions: tuple[str, ...]
     sources: dict[str, Citation]
 
@@ -73,11 +75,13 @@ class Explanation(_Frozen):
 def explain(report: Report) -> Explanation:
     """Every figure of a report, explained."""
     figures = tuple(_figures(report))
-    keys = dict.fromkeys(figure.source for figure in figures)
+    quantities = tuple(cost_quantities(report))
+    keys = dict.fromkeys([figure.source for figure in figures] + [quantity.source for quantity in quantities])
     return Explanation.model_construct(
         schema_version=SCHEMA_VERSION,
         request=report.request,
         figures=figures,
+        quantities=quantities,
         conventions=tuple(_conventions(report)),
         sources={
             key: Citation.model_construct(
@@ -110,6 +114,12 @@ def explain_blocks(report: Report) -> Iterator[Block]:
             (Column("figure"), Column("size", right=True), Column("how it comes about")),
             tuple((f.name, format_bytes(f.bytes), _how(f)) for f in figures),
         )
+    if explanation.quantities:
+        yield Table(
+            explanation.quantities[0].group,
+            (Column("figure"), Column("value", right=True), Column("how it comes about")),
+            tuple((q.name, q.shown(), _how(q)) for q in explanation.quantities),
+        )
     yield Notes("Conventions", explanation.conventions)
     yield Notes(
         "Sources",
@@ -118,7 +128,7 @@ def explain_blocks(report: Report) -> Iterator[Block]:
     yield Notes("Notes", report.notes)
 
 
-def _how(figure: Figure) -> str:
+def _how(figure: Figure | Quantity) -> str:
     parts = [figure.meaning, figure.formula, f"[{figure.source}]" if figure.source else ""]
     return "; ".join(part for part in parts[:2] if part) + (f" {parts[2]}" if parts[2] else "")
 

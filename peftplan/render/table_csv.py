@@ -9,7 +9,8 @@ from typing import Any
 from peftplan.report import Comparison, Report
 
 # Parts of an answer that are lists of their own; the last four are a trace's.
-_NOT_IN_A_ROW = {"notes", "recipes", "time", "cost", "phases", "largest", "tree", "timeline"}
+_NOT_IN_A_ROW = {"notes", "recipes", "phases", "largest", "tree", "timeline"}
+_PARTS_OR_NONE = ("gpu", "time", "cost")
 
 
 class _Lines(list[str]):
@@ -44,7 +45,7 @@ def comparison_csv(comparison: Comparison, names: Sequence[str]) -> str:
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in tree.items():
-        if key == "breakdown":
+        if key == "breakdown" or (value is None and key in _PARTS_OR_NONE):
             continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from peftplan.measured import BYTE_METRICS
 from peftplan.render.blocks import Block, Column, Notes, Table, Text
 from peftplan.render.table_csv import rows_csv
 from peftplan.scores import Group, Score, Summary, Validation, grouped
@@ -108,17 +109,24 @@ def _worst(rows: Iterable[Score]) -> Iterator[Block]:
         tuple(
             (
                 f"{row.file} {row.row}",
-                row.source,
+                row.source.partition(" ")[0],
                 row.model.rpartition("/")[2],
                 row.method,
                 row.metric,
-                format_bytes(round(row.predicted or 0)),
-                format_bytes(round(row.measured or 0)),
+                figure(row.predicted or 0, row.metric),
+                figure(row.measured or 0, row.metric),
                 signed(row.error_frac or 0),
             )
             for row in ranked
         ),
     )
+
+
+def figure(value: float, metric: str) -> str:
+    """A figure for people, in the unit of its metric."""
+    if metric == "tokens_per_s":
+        return f"{value:,.0f} tokens/s"
+    return f"{value:.3g} s" if metric == "step_s" else format_bytes(round(value))
 
 
 def _excluded(answer: Validation) -> Table:
@@ -155,12 +163,12 @@ def validation_csv(answer: Validation) -> str:
 
 
 def readme_table(answer: Validation) -> str:
-    """The README's table: one line for each metric, for each source of it, and for what is listed apart."""
+    """The README's table of memory: one line for each metric, each source of it, and what is listed apart."""
     lines = [
         "| measured by | metric | configurations | median error | size: median, 90 %, worst | in interval |",
         "|---|---|---|---|---|---|",
     ]
-    counted = [row for row in answer.rows if row.used and row.outcome == "completed"]
+    counted = [row for row in answer.rows if row.used and row.outcome == "completed" and row.metric in BYTE_METRICS]
     for metric in sorted({row.metric for row in counted}):
         of_metric = [row for row in counted if row.metric == metric]
         found = [*grouped(of_metric, "", lambda row: "all"), *grouped(of_metric, "", lambda row: f"`{row.source}`")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from peftplan.specs.formats import DType, QuantFormat
 
@@ -21,3 +22,4 @@ class MethodSpec:
     quant: QuantFormat | None
     kbit_prepare: bool
     trl_casts: bool = False  # what TRL's trainers cast in a 4-bit model under bf16
+    options: Any = None  # those of this method alone: frozen, compared by value

@@ -62,6 +62,15 @@ class ModelSpec:
     inactive_params: int = 0  # weights of experts that a token does not visit
     notes: list[str] = field(default_factory=list)
     behaviour: Behaviour = REFERENCE  # of the libraries that run it
+    # why a method does not run with gradient checkpointing, where it does not
+    not_checkpointed: str = ""
+    # what is saved of an adapter, where that is not what trains of it
+    adapter_checkpoint_bytes: int | None = None
+    # labels of a sequence that a method makes longer: (t, labels) -> labels
+    relabel: Callable[[Ops, Tensor], Tensor] | None = None
+    # what a method computes behind the loss: (t, loss) -> loss; over weights of all blocks, so that each is played
+    behind_loss: Callable[[Ops, Tensor], Tensor] | None = None
+    plays_each: bool = False
     # whether the model's forward keeps what it hands the first block in a variable of its own
     keeps_first_input: bool = True
 

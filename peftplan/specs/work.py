@@ -25,7 +25,7 @@ KINDS = (
 
 
 class Kernel(NamedTuple):
-    """Launches alike within one optimizer step of one device: same work, same phase; `count` of them."""
+    """Launches alike on one device: same work, same phase; `count` of them in a micro-batch, or in the update."""
 
     phase: str
     kind: str
@@ -35,7 +35,7 @@ class Kernel(NamedTuple):
     num_flop: int
     bytes_read: int
     bytes_written: int
-    count: int
+    count: int  # type: ignore[assignment]  # a field, not the tuple's method
 
     @property
     def num_bytes(self) -> int:

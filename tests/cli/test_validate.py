@@ -122,11 +122,25 @@ def test_a_run_said_to_fit_that_did_not_is_counted(run, tmp_path):
     assert done.answer["summary"]["false_fits"] == 1
 
 
-def test_throughput_is_listed_although_no_time_is_predicted(run):
-    """Every row of a throughput table appears, with its reason."""
+def test_throughput_is_scored_row_by_row(run):
+    """Every row of a throughput table appears: with a predicted speed, or with the reason why it has none."""
     done = run("validate", "--data", str(PUBLISHED / "throughput.csv"), "--json")
-    assert len(done.answer["rows"]) == 276
-    assert {row["metric"] for row in done.answer["rows"]} == {"tokens_per_s"}
+    rows = done.answer["rows"]
+    assert [row["row"] for row in rows] == list(range(1, 277))
+    assert {row["metric"] for row in rows} == {"tokens_per_s"}
+    used = [row for row in rows if row["used"]]
+    assert len(used) >= 45
+    for row in used:
+        assert row["error_frac"] == pytest.approx(row["predicted"] / row["measured"] - 1)
+        assert row["inside_interval"] is (row["low"] <= row["measured"] <= row["high"])
+    assert all(row["reason"] and row["predicted"] is None for row in rows if not row["used"])
+    assert any("A6000" in row["reason"] for row in rows)
+
+
+def test_speeds_are_shown_in_their_unit(run):
+    """The screen's largest errors of a table of speeds are in tokens per second."""
+    done = run("validate", "--data", str(PUBLISHED / "throughput.csv"), "--markdown")
+    assert " tokens/s |" in done.out
 
 
 def test_a_plot_is_drawn(run, some, tmp_path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -168,11 +167,3 @@ def errors(case: Case) -> dict[str, float]:
     found: dict[str, float] = {name: mine[name] / traced[name] - 1 for name in FIGURES}
     found.update({name: mine[name] - traced[name] for name in STATE})
     return found
-
-
-def by_method(cases: Iterator[tuple[Case, dict[str, float]]]) -> dict[str, list[dict[str, float]]]:
-    """Errors grouped by method."""
-    groups: dict[str, list[dict[str, float]]] = {}
-    for case, found in cases:
-        groups.setdefault(case.request["method"], []).append(found)
-    return groups

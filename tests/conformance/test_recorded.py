@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from statistics import median
-
 import pytest
-from cases import Case, by_method, errors, recorded
+from cases import Case, errors, recorded
 from error_table import README, table, with_table, within
 
 CASES = recorded()
-RESERVED_MEDIAN_WITHIN = 0.04
+RESERVED_WITHIN = 0.02
+RESERVED_EXACT_FRAC = 0.9
 
 
 @pytest.mark.parametrize("case", CASES, ids=Case.label)
@@ -19,11 +18,11 @@ def test_closed_form_agrees_with_the_trace(case: Case) -> None:
     assert within(found), found
 
 
-def test_reserved_is_within_four_percent_in_the_median() -> None:
-    """The modelled reserved peak agrees within 4 % in the median of every method."""
-    groups = by_method((case, errors(case)) for case in CASES)
-    for method, found in groups.items():
-        assert median(abs(row["reserved"]) for row in found) <= RESERVED_MEDIAN_WITHIN, method
+def test_reserved_is_the_traces_to_the_byte_in_nine_of_ten_cases() -> None:
+    """Both replay the same tensors in the same order; where they do not, reserved peaks are within 2 %."""
+    found = [abs(errors(case)["reserved"]) for case in CASES]
+    assert max(found) <= RESERVED_WITHIN
+    assert found.count(0) >= RESERVED_EXACT_FRAC * len(found)
 
 
 def test_the_readme_shows_these_errors() -> None:

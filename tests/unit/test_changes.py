@@ -5,22 +5,61 @@ from __future__ import annotations
 import pytest
 
 from peftplan import Request, estimate
-from peftplan.changes import single_changes
+from peftplan.changes import change_groups, single_changes
 from peftplan.planner import suggest_changes
+
+
+def fields_by_text(filled):
+    return {change.text: change.fields for change in single_changes(filled)}
 
 
 def test_a_change_sets_what_it_says():
     """The text of a change is the option that sets its field."""
     filled = estimate(Request(model="gpt2", micro_batch=4, checkpointing=False)).request
-    changes = dict(single_changes(filled))
-    assert changes["--micro-batch 2"] == {"micro_batch": 2}
+    changes = fields_by_text(filled)
+    assert changes["--micro-batch 2 --grad-accum 2"] == {"micro_batch": 2, "grad_accum": 2}
     assert changes["--checkpointing"] == {"checkpointing": True}
     assert changes["--method qlora"]["method"] == "qlora"
     assert "--no-padding" not in changes
-    switched = dict(single_changes({**filled, "checkpointing": True, "padding": True, "use_reentrant": True}))
+    switched = fields_by_text({**filled, "checkpointing": True, "padding": True, "use_reentrant": True})
     assert switched["--no-padding"] == {"padding": False}
     assert switched["--no-use-reentrant"] == {"use_reentrant": False}
-    assert "--micro-batch 0" not in dict(single_changes({**filled, "micro_batch": 1}))
+    assert not any("--micro-batch" in text for text in changes_of({**filled, "micro_batch": 1}))
+
+
+@pytest.mark.parametrize(("micro_batch", "sizes"), [(8, [4, 2, 1]), (12, [6, 3, 1]), (7, [1]), (1, [])])
+def test_smaller_micro_batches_make_the_same_batch(micro_batch, sizes):
+    """Micro-batches go down by half or more, to sizes of which a whole number makes the batch of a step."""
+    filled = estimate(Request(model="gpt2", micro_batch=micro_batch, grad_accum=3)).request
+    changes = [change.fields for change in change_groups(filled).get("micro_batch", [])]
+    assert [fields["micro_batch"] for fields in changes] == sizes
+    assert all(fields["micro_batch"] * fields["grad_accum"] == micro_batch * 3 for fields in changes)
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "risk"),
+    [
+        ({"checkpointing": False}, "--checkpointing", "none"),
+        ({}, "--optimizer paged-adamw-8bit", "low"),
+        ({}, "--method qlora", "low"),
+        ({"method": "full"}, "--method qlora", "moderate"),
+        ({"base_dtype": "fp32"}, "--base-dtype bf16", "low"),
+        ({"method": "full", "precision": "fp32"}, "--precision bf16", "moderate"),
+        ({}, "--rank 8", "moderate"),
+        ({}, "--seq-len 512", "high"),
+    ],
+)
+def test_every_change_has_its_risk(options, text, risk):
+    """What a change may do to the trained model is ranked, whatever else is asked."""
+    assert {change.text: change.risk for change in changes_of_request(**options)}[text] == risk
+
+
+def changes_of(filled):
+    return [change.text for change in single_changes(filled)]
+
+
+def changes_of_request(**options):
+    return list(single_changes(estimate(Request(model="gpt2", **options)).request))
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
@@ -28,7 +67,7 @@ def test_a_suggestion_saves_what_it_says(method):
     """A suggested change lowers the peak by exactly the bytes beside it, largest first."""
     request = Request(model="llama-7b", method=method, micro_batch=8, gpu="rtx4090")
     report = estimate(request)
-    fields = dict(single_changes(report.request))
+    fields = fields_by_text(report.request)
     changes = suggest_changes(request, report)
     assert changes
     assert [c.saves_bytes for c in changes] == sorted((c.saves_bytes for c in changes), reverse=True)

@@ -13,12 +13,16 @@ from peftplan.catalog.calibration import Calibration, GpuCalibration, calibratio
 from peftplan.errors import BadInput, NotFound, PeftplanError
 from peftplan.measure.files import write_whole
 from peftplan.measured import MeasuredRun
+from peftplan.memory.intervals import kind_of_run
+from peftplan.methods import METHODS
 
 
 def calibrate(runs: Iterable[MeasuredRun], source: str) -> Calibration:
     """What completed runs on GPUs of the catalogue say, by GPU; raises NotFound where there is none."""
     contexts: dict[str, list[int]] = defaultdict(list)
     ratios: dict[str, list[float]] = defaultdict(list)
+    powers: dict[str, list[float]] = defaultdict(list)
+    steps: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     counts: dict[str, int] = defaultdict(int)
     for run in runs:
         gpu = find_gpu(run.hardware.gpu)
@@ -29,12 +33,18 @@ def calibrate(runs: Iterable[MeasuredRun], source: str) -> Calibration:
         ratio = _reserved_ratio(run)
         if ratio is not None:
             ratios[gpu.key].append(ratio)
-        counts[gpu.key] += gpu.key in contexts or gpu.key in ratios
+        if run.measured.power_w:
+            powers[gpu.key].append(run.measured.power_w)
+        if timed := _step_time_ratio(run, gpu.key):
+            steps[gpu.key][timed[0]].append(timed[1])
+        counts[gpu.key] += any(gpu.key in figures for figures in (contexts, ratios, powers, steps))
     found = {
         key: GpuCalibration(
             num_runs=count,
             context_bytes=round(median(contexts[key])) if contexts[key] else None,
             reserved_ratio=median(ratios[key]) if ratios[key] else None,
+            power_w=median(powers[key]) if powers[key] else None,
+            step_time_ratios={kind: median(found) for kind, found in steps[key].items()},
         )
         for key, count in counts.items()
         if count
@@ -75,3 +85,17 @@ def _reserved_ratio(run: MeasuredRun) -> float | None:
     except PeftplanError:  # a model or method that the closed form does not know
         return None
     return run.measured.reserved_bytes / predicted
+
+
+def _step_time_ratio(run: MeasuredRun, gpu: str) -> tuple[str, float] | None:
+    """The kind of a run, and what its step took over what is predicted on that GPU."""
+    if not run.measured.step_s:
+        return None
+    try:
+        report = planner.estimate(run.request.model_copy(update={"gpu": gpu}))
+    except PeftplanError:
+        return None
+    if report.time is None:
+        return None
+    kind = kind_of_run(METHODS[report.method.kind].frozen_base, report.request["quant"] is not None)
+    return kind, run.measured.step_s / report.time.step_s

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any, Literal
 
 from peftplan.catalog import find_gpu
-from peftplan.measure.profile.flop import step_flop
+from peftplan.measure.profile.flop import least_flop, step_flop
 from peftplan.measure.profile.plan import CPU, Planned
 from peftplan.measured import Figures, Hardware, MeasuredRun
 
@@ -98,7 +98,10 @@ def _rates(planned: Planned, seconds: list[float], facts: Mapping[str, Any]) -> 
     job = planned.task.job
     step_s = median(seconds)
     num_tokens = job.micro_batch * job.seq_len * job.num_micro_steps
-    flop = step_flop(facts["num_matmul_params"], facts["num_trained_matmul_params"], num_tokens, job.checkpointing)
+    flop = step_flop(planned.request)
+    if flop is None:
+        weights = facts["num_matmul_params"], facts["num_trained_matmul_params"]
+        flop = least_flop(*weights, num_tokens, job.checkpointing)
     found = {"step_s": step_s, "tokens_per_s": num_tokens / step_s, "flop_per_s": flop / step_s}
     peak = _peak_flop_per_s(planned)
     if peak:

@@ -58,6 +58,9 @@ def adapt(model: Any, job: Job) -> tuple[Any, list[str]]:
         for parameter in model.parameters():
             if parameter.requires_grad and id(parameter) not in left and parameter.is_floating_point():
                 parameter.data = parameter.data.to(FLOATS[job.adapter_dtype])
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in job.freezes):
+            parameter.requires_grad_(False)
     if job.trl_casts:
         _cast_as_trl(model)
     return model, notes

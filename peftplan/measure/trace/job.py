@@ -52,6 +52,8 @@ class Job:
     data_parallel: bool = False  # several GPUs sum their gradients
     keep_outputs: bool = False  # a variable names the model's output until the step ends
     device: str = "cuda"  # cuda: fake CUDA tensors; meta: where these cannot be had; cpu: fake CPU tensors
+    freezes: tuple[str, ...] = ()  # parts of names: what of the adapters does not train
+    trained: str = ""  # regular expression of names: what alone trains, where there are no adapters
     # rank, alpha, dropout, targets, bias and modules_to_save for a method whose config was not given
     peft_hints: dict[str, Any] = field(default_factory=dict)
     attention_targets: tuple[str, ...] = field(default=())  # module names that `attention` and `mlp` stand for
@@ -67,6 +69,6 @@ class Job:
         fields = json.loads(text)
         if fields["quantization"] is not None:
             fields["quantization"] = Quantization(**fields["quantization"])
-        for name in ("compute_capability", "attention_targets", "mlp_targets"):
+        for name in ("compute_capability", "attention_targets", "mlp_targets", "freezes"):
             fields[name] = tuple(fields[name])
         return cls(**fields)

@@ -19,13 +19,13 @@ from peftplan.measure.trace.configs import max_seq_len, num_layers, text_config,
 from peftplan.measure.trace.job import Job, Quantization
 from peftplan.methods import METHODS, Method
 from peftplan.methods.targets import listed_names, target_pattern
+from peftplan.methods.wrapping import refuse_packed
 from peftplan.request import Request
 from peftplan.resolve import PeftMethod, Settings, choose, find_requested, requested_versions, settle_fields
 from peftplan.specs.model import ModelSpec
 from peftplan.versions import LIBRARIES, Versions
 
 _PEFT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_\-]{0,39}")
-LORA_METHODS = ("lora", "qlora")
 # Fields of a request that a peft config of this kind tells, under its own names.
 _TOLD = {
     "lora": {
@@ -162,7 +162,7 @@ def _by_peft_config(request: Request, fields: Mapping[str, Any]) -> Request:
         quant = request.quant or asked.default_quant
         changed = {"method": kind, "quant": quant, "kbit_prepare": prepare and quant is not None}
         return request.model_copy(update=changed)
-    if asked.name not in LORA_METHODS:
+    if not isinstance(asked, Method) or asked.peft.get("peft_type") != "LORA":
         raise BadInput(
             f"--peft-config holds a LoRA config, and --method is {asked.name}; leave --method out, or give qlora"
         )
@@ -188,12 +188,14 @@ def _job(
 ) -> Job:
     request, step = settings.request, settings.step
     quant = settings.method.quant
-    if not method.frozen_base:
+    if isinstance(method, Method) and method.frozen_base and not method.peft and method.trained is None:
+        raise BadInput(f"--method {method.name}: peft has no such method to be traced; take --engine closed")
+    if not method.frozen_base or (isinstance(method, Method) and not method.peft):
         peft = None
     elif peft_config is not None:
         peft = dict(peft_config)
     else:
-        peft = _peft_fields(request, method)
+        peft = _peft_fields(settings, method)
     return Job(
         config=config,
         peft=peft,
@@ -219,17 +221,34 @@ def _job(
         optimizer=step.optimizer,
         compute_capability=step.compute_capability,
         peft_hints=_peft_hints(request, method) if peft is not None and peft_config is None else {},
+        freezes=method.freezes if isinstance(method, Method) else (),
+        trained=_trained(settings, method, model),
         attention_targets=model.attention_targets if model is not None else (),
         mlp_targets=model.mlp_targets if model is not None else (),
     )
 
 
-def _peft_fields(request: Request, method: Method | PeftMethod) -> dict[str, Any]:
+def _trained(settings: Settings, method: Method | PeftMethod, model: ModelSpec | None) -> str:
+    """Which weights train where the method chooses some; it reads that from the closed form's model."""
+    if not isinstance(method, Method) or method.trained is None:
+        return ""
+    if model is None:
+        raise BadInput(
+            f"--method {method.name} chooses weights of families that the closed form knows; take another"
+        )
+    refuse_packed(settings.method, method.name)
+    return method.trained(model, settings.method)
+
+
+def _peft_fields(settings: Settings, method: Method | PeftMethod) -> dict[str, Any]:
     """The fields of peft's config that the request states; other methods take theirs from peft's defaults."""
-    if method.name not in LORA_METHODS:
+    request = settings.request
+    if not isinstance(method, Method):
         return {"peft_type": method.name.replace("-", "_").upper()}
+    fields = {**method.peft, **settings.method.options.peft_fields()}
+    if fields["peft_type"] != "LORA":
+        return fields
     return {
-        "peft_type": "LORA",
         "r": request.rank,
         "lora_alpha": request.alpha,
         "lora_dropout": request.dropout,
@@ -237,12 +256,13 @@ def _peft_fields(request: Request, method: Method | PeftMethod) -> dict[str, Any
         "bias": request.bias,
         "modules_to_save": list(request.modules_to_save) or None,
         "use_rslora": request.use_rslora,
+        **fields,
     }
 
 
 def _peft_hints(request: Request, method: Method | PeftMethod) -> dict[str, Any]:
     """What a request says of adapters, for the config classes that have fields for it."""
-    if method.name in LORA_METHODS:
+    if isinstance(method, Method) and method.peft.get("peft_type") == "LORA":
         return {}
     return {
         "rank": request.rank,

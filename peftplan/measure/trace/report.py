@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from peftplan.arch import build_model
 from peftplan.breakdown import Node
 from peftplan.catalog import GpuRecord
 from peftplan.errors import BadInput
@@ -22,7 +21,17 @@ from peftplan.measure.trace.recording import Recording
 from peftplan.measure.trace.replay import Replay, least_capacity_bytes, replay
 from peftplan.memory.intervals import Bounds, around_device, is_certain, kind_of_run
 from peftplan.methods import Method
-from peftplan.planner import MATH_ATTENTION, PADDING, Settled, gpu_notes, length_notes, recipe_note, settle
+from peftplan.planner import (
+    MATH_ATTENTION,
+    PADDING,
+    Settled,
+    cost_of,
+    gpu_notes,
+    length_notes,
+    recipe_note,
+    settle,
+    step_time_of,
+)
 from peftplan.report import (
     SCHEMA_VERSION,
     GpuFit,
@@ -95,12 +104,15 @@ class TraceReport(Report):
 def trace_report(plan: TracePlan, recording: Recording, top: int = 10) -> TraceReport:
     """The answer that a plan's recording gives, with the `top` largest storages of the peak."""
     replayed = replay(recording)
-    closed = closed_form(plan, recording.facts["libraries"])
+    alike = closed_form(plan, recording.facts["libraries"])
+    closed = alike[1] if alike else None
     facts = recording.facts
     peak_moment, at = peak_event(recording, replayed)
     num_adapter = facts["num_adapter_params"]
     memory = _memory(plan, recording, replayed, closed, peak_moment, at)
     gpu = plan.settings.gpu
+    time = step_time_of(*alike) if alike else None
+    cost, cost_notes = cost_of(alike[0], memory, time) if alike else (None, ())
     return TraceReport.model_construct(
         schema_version=SCHEMA_VERSION,
         request={**plan.request.model_dump(), **_releases(facts)},
@@ -118,11 +130,11 @@ def trace_report(plan: TracePlan, recording: Recording, top: int = 10) -> TraceR
         ),
         memory=memory,
         gpu=_fit(gpu, plan, recording, replayed, memory.interval) if gpu is not None else None,
-        time=None,
-        cost=None,
+        time=time,
+        cost=cost,
         recipes=(),
         versions=facts["libraries"],
-        notes=_notes(plan, recording, closed),
+        notes=(*_notes(plan, recording, closed), *cost_notes),
         engine="trace",
         mode=MODES[facts["device"]],
         totals=_totals(recording, replayed, at),
@@ -142,7 +154,7 @@ def _releases(facts: dict[str, Any]) -> dict[str, str]:
     return {name: found for name, found in facts["libraries"].items() if name in LIBRARIES}
 
 
-def closed_form(plan: TracePlan, libraries: Mapping[str, str]) -> Settled | None:
+def closed_form(plan: TracePlan, libraries: Mapping[str, str]) -> tuple[Plan, Settled] | None:
     """What the closed form has of the same run under the releases that ran.
 
     None where it does not know the model or the method.
@@ -150,19 +162,18 @@ def closed_form(plan: TracePlan, libraries: Mapping[str, str]) -> Settled | None
     if plan.model is None or not isinstance(plan.method, Method) or plan.peft_config is not None:
         return None
     settings, releases = plan.settings, versions_of(installed_versions(libraries))
+    alike = Plan(
+        settings.request,
+        plan.found,
+        plan.limit,
+        plan.method,
+        settings.method,
+        settings.step,
+        settings.gpu,
+        releases,
+    )
     try:
-        return settle(
-            Plan(
-                settings.request,
-                plan.found,
-                build_model(plan.found.config, f"config of {plan.found.id}", releases),
-                plan.method,
-                settings.method,
-                settings.step,
-                settings.gpu,
-                releases,
-            )
-        )
+        return alike, settle(alike)
     except BadInput:
         return None
 

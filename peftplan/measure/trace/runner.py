@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -70,6 +71,11 @@ def _run(job: Job, notes: list[str], package: flash_package.FlashPackage, progre
     if job.peft is not None:
         model, said = adapt(model, job)
         notes += said
+    if job.trained:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(re.fullmatch(job.trained, name) is not None)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise BadInput("this model has no weights of the kind that is to train; take another method")
     if job.checkpointing:
         _checkpoint(inner, job)
     adapters = {name for name, parameter in model.named_parameters() if id(parameter) not in base}

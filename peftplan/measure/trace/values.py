@@ -20,7 +20,13 @@ _CPU = torch.device("cpu")
 # One number drawn from 0 to 1 is taken as the middle.
 _DRAWN = (aten.rand.default, aten.uniform_.default)
 # Masks that are written in floating-point numbers, as peft puts them before a prompt: what makes and joins them.
-_OF_MASKS = (aten.ones.default, aten.zeros.default, aten._to_copy.default, aten.cat.default)
+_OF_MASKS = (
+    aten.ones.default,
+    aten.zeros.default,
+    aten._to_copy.default,
+    aten.cat.default,
+    aten.view.default,
+)
 _LARGEST_FLOATING = _LARGEST // 4
 _NEVER_TRUE = (aten.isinf.default, aten.isnan.default)
 # Indices that these give depend on scores: (which result holds them, where the dimension stands among arguments).

@@ -47,7 +47,8 @@ def test_nccl_is_told_apart_from_torch() -> None:
     assert eight.device_bytes - eight.peak_reserved_bytes == one.device_bytes - one.peak_reserved_bytes + middle
     assert 0 < low < middle < high
     assert communication_bytes(8, switched=False)[1] < middle
-    assert "NCCL" in eight.interval.basis and "NCCL" not in one.interval.basis
+    assert "NCCL" in eight.interval.basis
+    assert "NCCL" not in one.interval.basis
 
 
 def test_ddp_wants_several_gpus() -> None:

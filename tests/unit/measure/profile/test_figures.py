@@ -8,7 +8,7 @@ import pytest
 from stand_in import A100, ANSWER
 
 from peftplan.measure.profile.figures import failed_record, record_of
-from peftplan.measure.profile.flop import step_flop
+from peftplan.measure.profile.flop import least_flop, step_flop
 from peftplan.measure.profile.plan import plan_run
 from peftplan.measured import read_record
 from peftplan.request import Request
@@ -32,16 +32,24 @@ def test_rates_are_those_of_the_median_step():
     assert found.step_s == 0.5
     assert found.tokens_per_s == 2 * 512 * 2 / 0.5
     assert found.energy_j == 100.0
-    flop = step_flop(124_000_000, 1_000_000, 2048, recomputed=True)
+    flop = step_flop(GPT2)
     assert found.flop_per_s == flop / 0.5
     assert found.hfu_frac == pytest.approx(flop / 0.5 / 312e12, rel=0.01)
 
 
-def test_work_is_counted_low():
+def test_work_is_that_of_the_played_step():
+    """All micro-batches count; forward runs twice in the blocks, and once in the head."""
+    once, twice = (least_flop(123_000_000, 0, 2048, recomputed) for recomputed in (False, True))
+    assert once < step_flop(GPT2) < twice
+    assert step_flop(GPT2) == 2 * step_flop(GPT2.model_copy(update={"grad_accum": 1}))
+
+
+def test_work_of_what_only_the_trace_knows_is_counted_low():
     """Forward and the gradient of inputs for every weight, its own for what trains, forward again if recomputed."""
-    assert step_flop(10, 10, 3, recomputed=False) == 6 * 10 * 3
-    assert step_flop(10, 0, 3, recomputed=False) == 4 * 10 * 3
-    assert step_flop(10, 10, 3, recomputed=True) == 8 * 10 * 3
+    assert step_flop(GPT2.model_copy(update={"model": {"model_type": "mamba2"}})) is None
+    assert least_flop(10, 10, 3, recomputed=False) == 6 * 10 * 3
+    assert least_flop(10, 0, 3, recomputed=False) == 4 * 10 * 3
+    assert least_flop(10, 10, 3, recomputed=True) == 8 * 10 * 3
 
 
 def test_a_rate_above_the_peak_is_refused():

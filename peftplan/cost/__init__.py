@@ -1,0 +1,1 @@
+"""What a step computes and moves, and what that takes in seconds."""

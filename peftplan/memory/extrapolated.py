@@ -1,0 +1,168 @@
+"""What torch's allocator reserves, extrapolated, for whoever asks of thousands of runs.
+
+`reserved` replays every block. Here two steps of the played tape run through a model of the allocator: weights,
+optimizer states and the blocks that were played, one by one. Blocks beyond those played add what they add to the
+allocated peak: an extrapolated figure, since fragmentation is not linear in depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from peftplan.memory.account import Account
+from peftplan.memory.allocator import (
+    LARGE_SEGMENT,
+    OWN_SEGMENT_FROM,
+    OWN_SEGMENT_MULTIPLE,
+    SMALL_REQUEST,
+    SMALL_SEGMENT,
+    OutOfCapacity,
+)
+from peftplan.memory.fill import fill
+from peftplan.memory.overheads import NUM_WORKSPACES, all_workspaces_bytes, cublas_workspace_bytes
+from peftplan.memory.trained import trained_tensors
+from peftplan.memory.unrolled import Section
+from peftplan.memory.update import Event
+from peftplan.optimizers import OPTIMIZERS
+from peftplan.specs.formats import allocated_bytes
+from peftplan.specs.model import ModelSpec
+from peftplan.specs.run import StepSpec
+from peftplan.units import round_up
+
+# Tensors alike, one for each block, are replayed up to this many; the rest fill segments of their own.
+REPLAYED_COPIES = 4
+# The least capacity is searched for down to this part of the allocated peak, in at most so many runs of it.
+_SEARCHED_DOWN_TO = 1 / 20
+_MOST_RUNS = 1
+
+
+class StandingEvents:
+    """What a model, a method and an optimizer hold whatever the batch: the same for every step of a kind."""
+
+    def __init__(self, model: ModelSpec, step: StepSpec) -> None:
+        optimizer = OPTIMIZERS[step.optimizer]
+        workspace = cublas_workspace_bytes(step.compute_capability)
+        weights = [(allocated_bytes(size), n) for _, p, n in model.parameters() for _, size in p.storages()]
+        weights.append((workspace, NUM_WORKSPACES))
+        trained = trained_tensors(model, step.master_weights, step.trainer)
+        states = [(allocated_bytes(size), row.count) for row in trained for size in row.states(optimizer)]
+        if step.master_weights:
+            states += [(allocated_bytes(4 * row.parameter.numel), row.count) for row in trained]
+        temporaries = [
+            (allocated_bytes(optimizer.step_all(row.parameter.numel, row.dtype)), row.count) for row in trained
+        ]
+        self.temporary_bytes = sum(size * min(n, REPLAYED_COPIES) for size, n in temporaries)
+        self.small_bytes = _small_bytes(weights) + _small_bytes(states)
+        self.small_temporary_bytes = _small_bytes(temporaries)
+        self.unreplayed_bytes = _unreplayed_segments(weights + states)
+        # keys below zero: those of the step's own tensors are not
+        self.weights = Section(_held(weights, -1))
+        self.states = Section(_held(states, -1 - len(self.weights.events)))
+        taken = _held(temporaries, -1 - len(self.weights.events) - len(self.states.events))
+        self.temporaries = Section(taken + [(key, -size) for key, size in taken])
+
+
+class Extrapolated:
+    """Two steps of a played tape, ready to be run through the allocator with or without a capacity."""
+
+    def __init__(self, standing: StandingEvents, step: StepSpec, account: Account) -> None:
+        self.peak_allocated_bytes = account.peak_allocated_bytes
+        large, small_peak = _large_and_small(account.timeline.changes())
+        left: dict[int, int] = {}
+        for key, size in large:
+            if size > 0:
+                left[key] = size
+            else:
+                del left[key]
+        micro_step = Section(large)
+        freed = Section([(key, -size) for key, size in left.items()])
+        temporaries = standing.temporaries
+        first = [standing.weights, micro_step, standing.states, temporaries, freed]
+        self.sections = [*first, micro_step, temporaries, freed]
+        unplayed = account.peak_allocated_bytes - _replayed_peak(standing, step, account)
+        small = standing.small_bytes + max(small_peak, standing.small_temporary_bytes)
+        # bytes that the replay does not see: the small pool, which hardly fragments, segments of further
+        # blocks' state, and what those blocks save
+        self.beside_bytes = round_up(small, SMALL_SEGMENT) + max(unplayed, 0) + standing.unreplayed_bytes
+
+    @cached_property
+    def reserved_bytes(self) -> int:
+        """Peak of reserved bytes by the end of the second step."""
+        return max(fill(self.sections) + self.beside_bytes, self.peak_allocated_bytes)
+
+    @cached_property
+    def least_capacity_bytes(self) -> int:
+        """The least memory in which the step completes, cached segments being given back.
+
+        Found by bisection, from what is allocated to what is reserved without a limit, on the side where the run
+        completes.
+        """
+        low, high = self.peak_allocated_bytes, self.reserved_bytes
+        for _ in range(_MOST_RUNS):
+            if high - low <= self.peak_allocated_bytes * _SEARCHED_DOWN_TO:
+                break
+            middle = (low + high) // 2
+            if self.completes(middle):
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def completes(self, capacity_bytes: int) -> bool:
+        """Whether the run ends on a device that has this many bytes for the allocator."""
+        if capacity_bytes >= self.reserved_bytes:
+            return True  # nothing is ever given back
+        try:
+            fill(self.sections, capacity_bytes - self.beside_bytes)
+        except OutOfCapacity:
+            return False
+        return True
+
+
+def _replayed_peak(standing: StandingEvents, step: StepSpec, account: Account) -> int:
+    """The allocated peak of what is replayed: all state, but only the blocks that were played."""
+    segments = account.timeline.player.segments
+    played = max(segment.peak_bytes for segment in segments)
+    ended = segments[-1].start_bytes + standing.temporary_bytes
+    return account.resident.allocated + all_workspaces_bytes(step.compute_capability) + max(played, ended)
+
+
+def _large_and_small(changes: Iterable[tuple[int | None, int]]) -> tuple[list[Event], int]:
+    """The large requests' events in order, without the ends of gradients, and the small ones' peak."""
+    large: list[Event] = []
+    level = peak = 0
+    for key, size in changes:
+        if size > SMALL_REQUEST or size < -SMALL_REQUEST:
+            if key is not None:
+                large.append((key, size))
+        else:
+            level += size
+            if level > peak:
+                peak = level
+    return large, peak
+
+
+def _held(sizes: Iterable[tuple[int, int]], key: int) -> list[Event]:
+    """Births of large tensors, each size up to `REPLAYED_COPIES` times; keys fall from `key`."""
+    held = [size for size, count in sizes if size > SMALL_REQUEST for _ in range(min(count, REPLAYED_COPIES))]
+    return [(key - number, size) for number, size in enumerate(held)]
+
+
+def _small_bytes(sizes: Iterable[tuple[int, int]]) -> int:
+    """Bytes of all tensors that the small pool holds."""
+    return sum(size * count for size, count in sizes if size <= SMALL_REQUEST)
+
+
+def _unreplayed_segments(sizes: Iterable[tuple[int, int]]) -> int:
+    """Segments of the copies that are left out, packed with their like."""
+    reserved = 0
+    for size, count in sizes:
+        rest = count - REPLAYED_COPIES
+        if rest <= 0 or size <= SMALL_REQUEST:
+            continue
+        if size < OWN_SEGMENT_FROM:
+            reserved += -(-rest // (LARGE_SEGMENT // size)) * LARGE_SEGMENT
+        else:
+            reserved += round_up(size, OWN_SEGMENT_MULTIPLE) * rest
+    return reserved

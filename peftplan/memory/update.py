@@ -1,0 +1,160 @@
+"""An optimizer step's allocations and frees in their true order, for every trained tensor of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from peftplan.memory.graph import Record
+from peftplan.memory.tape import Engine
+from peftplan.memory.trained import Trained, by_type, trained_tensors
+from peftplan.memory.workspaces.reductions import foreach_norm_sizes
+from peftplan.optimizers import OPTIMIZERS
+from peftplan.specs.formats import UINT8, DType, allocated_bytes
+from peftplan.specs.model import BlockRun, ModelSpec
+from peftplan.specs.modules import Embedding, Module
+from peftplan.specs.run import StepSpec
+from peftplan.specs.tensors import Parameter, Tensor
+
+# (key of a tensor, its size in rounded bytes; negative where it is freed)
+Event = tuple[int, int]
+
+
+class Script:
+    """Events being written down; `keys` are new ones."""
+
+    def __init__(self, keys: Iterator[int]) -> None:
+        self.keys = keys
+        self.events: list[Event] = []
+
+    def new(self, sizes: Iterable[int]) -> list[Event]:
+        """Allocate tensors of these bytes, empty ones left out."""
+        made = [(next(self.keys), allocated_bytes(size)) for size in sizes if size]
+        self.events += made
+        return made
+
+    def free(self, made: Iterable[Event]) -> None:
+        """Free tensors, given by their births."""
+        self.events += [(key, -size) for key, size in made]
+
+
+def standing_parameters(model: ModelSpec) -> Iterator[tuple[list[Parameter], BlockRun | None]]:
+    """Parameters and buffers in the order of the model: those of a run stand there for each of its blocks."""
+    met: set[int] = set()
+
+    def own(module: Module) -> list[Parameter]:
+        parameters = [p for p in module.parameters.values() if id(p) not in met]
+        met.update(id(p) for p in parameters)
+        return parameters
+
+    stem = [module for _, module in model.stem.walk()]
+    lists = [f"{run.path}." for run in model.runs]
+    around = [module for path, module in model.stem.walk() if any(name.startswith(f"{path}.") for name in lists)]
+    first = [module for module in stem if isinstance(module, Embedding)]
+    yield [p for module in (*around, *first) for p in own(module)], None
+    for run in model.runs:
+        met.difference_update(id(p) for _, p in run.block.named_parameters())  # runs that alternate share a block
+        yield [p for _, module in run.block.walk() for p in own(module)], run
+    yield [p for module in stem for p in own(module)], None
+
+
+class Update:
+    """What an optimizer step does. Gradients and masters come in the order of the trained tensors."""
+
+    def __init__(self, model: ModelSpec, step: StepSpec) -> None:
+        self.optimizer = OPTIMIZERS[step.optimizer]
+        self.clips = step.trainer
+        rows = {id(row.parameter): row for row in trained_tensors(model, step.master_weights, step.trainer)}
+        trained = [
+            rows[id(parameter)]
+            for parameters, run in standing_parameters(model)
+            for _ in range(run.count if run else 1)
+            for parameter in parameters
+            if id(parameter) in rows
+        ]
+        self.masters = [4 * row.parameter.numel for row in trained] if step.master_weights else []
+        self.types = by_type(trained)
+        # groups of parameters follow one another: first those that decay
+        self.groups = [[row for row in trained if row.decayed is decayed] for decayed in (True, False)]
+
+    def write(self, script: Script, gradients: Sequence[Event | None], first: bool) -> None:
+        """One step, the `first` with the states that it makes; no gradients are left."""
+        if self.clips:
+            self._clip(script)
+        if self.masters:
+            wide: list[Event | None] = []
+            for size, narrow in zip(self.masters, gradients):
+                if narrow is not None:
+                    wide += script.new([size])
+                    script.free([narrow])
+            gradients = wide
+        states = self._states() if first else None
+        if self.optimizer.step is not None:
+            self._loop(script, states)
+        else:
+            for group in self.groups:
+                if states is not None:
+                    script.new(size for _ in group for size in next(states))
+                self._together(script, group)
+        script.free(made for made in gradients if made is not None)
+
+    def _states(self) -> Iterator[list[int]]:
+        """The states of each tensor, with those of the first that needs them the tables that all share."""
+        tables: Sequence[int] = ()
+        for group in self.groups:
+            for row in group:
+                before = tables
+                if not tables and not row.wide:
+                    tables = self.optimizer.tables(row.parameter.numel)
+                yield [*(() if before else tables), *row.states(self.optimizer)]
+
+    def _together(self, script: Script, group: list[Trained]) -> None:
+        """What the step holds of all tensors of a type at once, until the next type has its own.
+
+        Source: torch-adamw.
+        """
+        held: list[Event] = []
+        for rows in by_type(group):
+            made = script.new(self.optimizer.step_all(row.parameter.numel, row.dtype) for row in rows)
+            script.free(held)
+            held = made
+        script.free(held)
+
+    def _loop(self, script: Script, states: Iterator[list[int]] | None) -> None:
+        """What the optimizer's own program does as it goes from tensor to tensor; it makes states on its way."""
+        t = Engine()
+        kept: list[Tensor] = []
+
+        def met() -> Iterator[tuple[tuple[int, ...], DType]]:
+            for group in self.groups:
+                for row in group:
+                    if states is not None:
+                        kept.extend(t.new((size,), size, UINT8, "state") for size in next(states))
+                    yield row.parameter.shape, row.dtype
+
+        assert self.optimizer.step is not None
+        self.optimizer.step(t, met())
+        keys = [next(script.keys) for _ in t.records]
+        script.events += [(keys[number], size) for _, number, size in moments(t.records)]
+        kept.clear()
+
+    def _clip(self, script: Script) -> None:
+        """A norm for each gradient from partial sums of those of one type, then the norms joined, and their norm.
+
+        Source: torch-foreach.
+        """
+        norms: list[Event] = []
+        for rows in self.types:
+            norms += script.new(row.parameter.dtype.itemsize for row in rows)
+            script.free(script.new(foreach_norm_sizes(len(rows), max(row.parameter.numel for row in rows))))
+        width = max((row.parameter.dtype.itemsize for rows in self.types for row in rows), default=0)
+        script.free(script.new([len(norms) * width, width]) + norms)
+
+
+def moments(records: Sequence[Record]) -> list[tuple[int, int, int]]:
+    """Births and deaths in their order: the clock, the number of a record, and its size, negative at its end."""
+    clocks = [(record.born, number, record.size) for number, record in enumerate(records) if record.size]
+    clocks += [
+        (record.died, number, -record.size) for number, record in enumerate(records) if record.size and record.died
+    ]
+    clocks.sort()
+    return clocks

@@ -1,0 +1,179 @@
+"""Every method, traced through peft's own code, against the closed form: equal in bytes, parameters to the unit.
+
+Two small models stand for the families: a Llama with fewer heads of keys than of queries, and a GPT-2, whose
+linears peft treats in its own way. Methods are read from the registry: a new one is held against its trace without
+a line here. What peft lacks is held against a reference module that stands below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("peft")
+pytest.importorskip("bitsandbytes")
+
+from peftplan import Request, estimate
+from peftplan.errors import BadInput
+from peftplan.measure.trace import runner
+from peftplan.measure.trace.account import activations_bytes, moments, resident
+from peftplan.measure.trace.job import Job
+from peftplan.measure.trace.plan import plan_trace
+from peftplan.measure.trace.replay import replay
+from peftplan.measure.trace.runner import run
+from peftplan.methods import METHODS
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 4096,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+GPT2 = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "n_embd": 256,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 512,
+    "vocab_size": 4096,
+}
+MODELS = {"llama": LLAMA, "gpt2": GPT2}
+# The layers of these are LoRA's own, whose options have tests of their own: one run each.
+AS_LORA = [n for n, m in METHODS.items() if m.peft.get("init_lora_weights") or m.apply is METHODS["lora"].apply]
+OF_PEFT = [n for n, m in METHODS.items() if m.peft or m.trained is not None or not m.frozen_base]
+FULL_RUNS = [name for name in OF_PEFT if name not in AS_LORA]
+RECIPES = {True: ("fp32", "bf16-mixed"), False: ("fp32", "bf16")}  # by whether the base is frozen
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("dora", {"dropout": 0.1, "checkpointing": False}),
+    ("dora", {"quant": "int8"}),
+    ("qdora", {"adapter_dtype": "bf16", "precision": "bf16"}),
+    ("lora-fa", {"targets": "embed_tokens,q_proj", "checkpointing": False}),
+    ("adalora", {"method_options": {"init_r": 9, "target_r": 4}, "micro_batch": 2, "dropout": 0.1}),
+    ("adalora", {"quant": "nf4", "precision": "bf16", "grad_accum": 2}),
+    ("adalora", {"adapter_dtype": "bf16", "loop": "trainer"}),
+    ("ia3", {"quant": "nf4", "precision": "bf16"}),
+    ("ia3", {"targets": "q_proj,up_proj", "method_options": {"feedforward_modules": "up_proj"}}),
+    ("vera", {"quant": "nf4", "dropout": 0.1}),
+    ("vera", {"adapter_dtype": "bf16", "precision": "bf16", "optimizer": "adamw-8bit"}),
+    ("lokr", {"method_options": {"decompose_both": True, "decompose_factor": 8}, "checkpointing": False}),
+    ("loha", {"quant": "int8", "micro_batch": 2}),
+    ("miss", {"rank": 7, "dropout": 0.1, "quant": "nf4"}),
+    ("miss", {"method_options": {"mini_r": 64}}),
+    ("oft", {"method_options": {"oft_block_size": 48}, "quant": "nf4", "micro_batch": 2}),
+    ("oft", {"method_options": {"block_share": True}, "checkpointing": False}),
+    ("ln-tuning", {"quant": "nf4", "adapter_dtype": "bf16"}),
+    ("partial", {"targets": "embed_tokens,lm_head", "loop": "trainer"}),
+    ("partial", {"targets": r"model\.layers\..*\.mlp\..*"}),
+    ("prompt-tuning", {"method_options": {"num_virtual_tokens": 7}, "micro_batch": 3, "use_reentrant": True}),
+    ("prompt-tuning", {"loop": "trainer", "adapter_dtype": "bf16"}),
+    ("prompt-tuning", {"attention": "flash", "padding": True, "micro_batch": 2}),
+    (
+        "prefix-tuning",
+        {"checkpointing": False, "micro_batch": 2, "quant": "nf4", "method_options": {"num_virtual_tokens": 5}},
+    ),
+    ("prefix-tuning", {"checkpointing": False, "loop": "trainer", "method_options": {"prefix_projection": True}}),
+    ("trainable-tokens", {"method_options": {"num_tokens": 3}, "quant": "nf4", "micro_batch": 2}),
+    ("fourierft", {"method_options": {"n_frequency": 50}, "quant": "int8", "adapter_dtype": "bf16"}),
+    ("p-tuning", {"method_options": {"encoder_hidden_size": 128}, "quant": "nf4", "grad_accum": 2}),
+]
+
+
+def compared(config: dict[str, Any], method: str, options: dict[str, Any]) -> None:
+    """Assert that both engines refuse a run, or hold the same bytes and train the same parameters."""
+    request = Request(model=config, **{"method": method, "seq_len": 96, "rank": 8, **options})
+    try:
+        answer = estimate(request)
+    except BadInput:
+        with pytest.raises(BadInput):
+            run(plan_trace(request).job, lambda *_: None)
+        return
+    recording = run(plan_trace(request).job, lambda *_: None)
+    memory = answer.memory
+    assert moments(recording, replay(recording)) == memory.moments
+    assert resident(recording) == memory.resident.model_dump()
+    assert activations_bytes(recording) == memory.activations_bytes
+    assert recording.facts["num_trainable_params"] == answer.method.num_trainable_params
+
+
+@pytest.mark.parametrize("checkpointing", [True, False], ids=["checkpointed", "kept"])
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("method", FULL_RUNS)
+def test_every_method_agrees_with_its_trace_to_the_byte(method: str, family: str, checkpointing: bool) -> None:
+    """In fp32 and under bf16 autocast, with gradient checkpointing and without."""
+    for precision in RECIPES[METHODS[method].frozen_base]:
+        compared(MODELS[family], method, {"precision": precision, "checkpointing": checkpointing})
+
+
+@pytest.mark.parametrize("method", AS_LORA)
+def test_variants_of_lora_agree_with_their_traces(method: str) -> None:
+    """Whatever LoRA starts from, and however it is scaled, it holds what LoRA holds."""
+    compared(LLAMA, method, {"checkpointing": False})
+
+
+@pytest.mark.parametrize(("method", "options"), OPTIONS, ids=lambda value: str(value).replace(" ", ""))
+def test_options_of_methods_agree_with_the_trace(method: str, options: dict[str, Any]) -> None:
+    """What one method alone is told reaches peft and the closed form alike; packed bases, loops and formats too."""
+    compared(LLAMA, method, options)
+
+
+# ---- what peft lacks
+
+
+class Reference(torch.nn.Module):
+    """A sublayer and a bottleneck behind it."""
+
+    def __init__(self, base: torch.nn.Module, width: int, size: int) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.down, self.up = torch.nn.Linear(width, size), torch.nn.Linear(size, width)
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        """The sublayer's first result and what the bottleneck adds to it; other results as they are."""
+        found = self.base_layer(*args, **named)
+        first, *rest = found if isinstance(found, tuple) else (found,)
+        inner = torch.nn.functional.relu(self.down(first.to(self.down.weight.dtype)))
+        out = first + self.up(inner).to(first.dtype)
+        return (out, *rest) if isinstance(found, tuple) else out
+
+
+def with_bottlenecks(model: Any, job: Job) -> tuple[Any, list[str]]:
+    """What stands in the place of peft: a frozen model with references around some children of its blocks."""
+    model.requires_grad_(False)
+    blocks = model.model.layers if hasattr(model, "model") else model.transformer.h
+    with torch.device("meta"):
+        for block in blocks:
+            for name in job.peft_hints["names"]:
+                setattr(block, name, Reference(getattr(block, name), model.config.hidden_size, 64))
+    return model, []
+
+
+@pytest.mark.parametrize("checkpointing", [True, False], ids=["checkpointed", "kept"])
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
+def test_bottlenecks_agree_with_a_reference(
+    method: str, family: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module written in torch, traced in the place of peft's, holds the same bytes."""
+    monkeypatch.setattr(runner, "adapt", with_bottlenecks)
+    names = {"llama": ["self_attn", "mlp"], "gpt2": ["attn", "mlp"]}[family]
+    request = Request(model=MODELS[family], method=method, seq_len=96, checkpointing=checkpointing)
+    job = plan_trace(request.model_copy(update={"method": "ia3"})).job
+    hints = {"names": names if method == "houlsby" else names[1:]}
+    recording = run(replace(job, peft={"peft_type": "IA3"}, peft_hints=hints), lambda *_: None)
+    answer = estimate(request)
+    assert moments(recording, replay(recording)) == answer.memory.moments
+    assert resident(recording) == answer.memory.resident.model_dump()
+    assert activations_bytes(recording) == answer.memory.activations_bytes
+    assert recording.facts["num_trainable_params"] == answer.method.num_trainable_params

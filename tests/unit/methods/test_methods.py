@@ -1,0 +1,272 @@
+"""The registry of methods: what follows from it, options of one method alone, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import peftplan
+from peftplan import Request, estimate
+from peftplan.errors import BadInput
+from peftplan.measure.trace.plan import plan_trace
+from peftplan.methods import METHODS, SHARED
+from peftplan.resolve import resolve
+
+PACKAGE = Path(peftplan.__file__).parent
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "vocab_size": 96,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+INPUTS = {"q": 64, "k": 64, "v": 64, "o": 64, "gate": 64, "up": 64, "down": 160}
+OUTPUTS = {"q": 64, "k": 32, "v": 32, "o": 64, "gate": 160, "up": 160, "down": 64}
+TOY = '''
+"""A method made up: every target's output is scaled by trained numbers."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from peftplan.methods.method import Method, Options
+from peftplan.methods.wrapping import adapt, adapter
+from peftplan.specs.modules import Module
+
+
+class ToyOptions(Options):
+    """How much is scaled."""
+
+    sets: Annotated[int, Field(ge=1, le=4, description="sets of trained numbers")] = 2
+
+
+class Toy(Module):
+    """base(x) * numbers."""
+
+    def __init__(self, base, sets, dtype):
+        super().__init__()
+        self.base_layer = base
+        self.numbers = adapter((sets, base.out_features), dtype)
+
+    def forward(self, t, x):
+        result = t.call("base_layer", self.base_layer, x)
+        return t.to(t.mul(result, t.part(self.numbers, (result.shape[-1],))), result.dtype)
+
+
+def apply(model, method):
+    """Freeze the base and scale the targets."""
+    adapt(model, method, lambda base: Toy(base, method.options.sets, method.adapter_dtype))
+
+
+METHODS = (Method("toy", "trained numbers scale outputs", "lora", apply, options=ToyOptions),)
+'''
+
+
+def asked(**options: Any) -> Request:
+    """A request for the small model."""
+    return Request(model=LLAMA, **{"seq_len": 32, **options})
+
+
+def trained(**options: Any) -> int:
+    """How many parameters train."""
+    return estimate(asked(**options)).method.num_trainable_params
+
+
+# ---- the registry
+
+
+def with_toy(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line of a copy of the package."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "NO_COLOR": "1"}
+    line = [sys.executable, "-m", "peftplan", *words]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+
+
+def test_one_file_and_one_line_add_a_method(tmp_path: Path) -> None:
+    """Parsing, choices, options with their bounds, the list, the ranking and shell completion follow from them."""
+    shutil.copytree(PACKAGE, tmp_path / "peftplan", ignore=shutil.ignore_patterns("__pycache__"))
+    methods = tmp_path / "peftplan" / "methods"
+    (methods / "toy.py").write_text(TOY, encoding="utf-8")
+    union = methods / "__init__.py"
+    text = union.read_text(encoding="utf-8")
+    union.write_text(text.replace("FILES = (\n", 'FILES = (\n    "toy",\n'), encoding="utf-8")
+
+    done = with_toy(tmp_path, "estimate", "gpt2", "--method", "toy", "--method-option", "sets=3", "--json")
+    answer = json.loads(done.stdout)
+    outputs = 12 * (3 * 768 + 768 + 3072 + 768)
+    assert answer["method"]["num_trainable_params"] == 3 * outputs
+    assert answer["request"]["method_options"] == {"sets": 3}
+    listed = {row["name"]: row for row in json.loads(with_toy(tmp_path, "methods", "--json").stdout)["rows"]}
+    assert listed["toy"]["options"] == ["sets: sets of trained numbers; default 2"]
+    assert "toy" in with_toy(tmp_path, "compare", "gpt2", "--methods", "all", "--plain").stdout
+    refused = with_toy(tmp_path, "estimate", "gpt2", "--method", "toy", "--method-option", "sets=5")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "sets=5 is not allowed; it should be less than or equal to 4" in refused.stderr
+
+
+def test_names_and_facts_are_complete() -> None:
+    """Every method says what it does, what it takes, how it is merged and what it costs afterwards."""
+    for name, method in METHODS.items():
+        assert name == method.name == name.lower()
+        assert set(method.takes) <= set(SHARED)
+        assert method.summary
+        assert method.merging
+        assert method.inference
+
+
+def test_every_name_is_traced_as_peft_knows_it() -> None:
+    """What peft has is traced by its config; what it has not, by the weights that train."""
+    for name, method in METHODS.items():
+        if name in ("houlsby", "pfeiffer"):
+            with pytest.raises(BadInput, match="peft has no such method"):
+                plan_trace(asked(method=name))
+            continue
+        job = plan_trace(asked(method=name)).job
+        assert (job.peft is None) == (not method.peft)
+        if job.peft is not None:
+            assert method.peft.items() <= job.peft.items()
+
+
+# ---- parameter counts
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"method": "lora-fa", "rank": 4}, 3 * 4 * sum(OUTPUTS.values())),
+        (
+            {"method": "dora", "rank": 4},
+            3 * (4 * (sum(INPUTS.values()) + sum(OUTPUTS.values())) + sum(OUTPUTS.values())),
+        ),
+        (
+            {"method": "adalora", "rank": 4},  # it starts with half as much again
+            3 * 6 * (sum(INPUTS.values()) + sum(OUTPUTS.values()) + len(INPUTS)),
+        ),
+        ({"method": "ia3"}, 3 * (32 + 32 + 160)),
+        ({"method": "vera"}, 3 * (256 * len(OUTPUTS) + sum(OUTPUTS.values()))),
+        ({"method": "loha", "rank": 4}, 2 * 3 * 4 * (sum(INPUTS.values()) + sum(OUTPUTS.values()))),
+        ({"method": "lokr", "rank": 4, "targets": "down_proj"}, 3 * (8 * 10 + 4 * (8 + 16))),
+        ({"method": "miss", "rank": 4}, 3 * 4 * sum(OUTPUTS.values())),
+        ({"method": "oft", "targets": "down_proj"}, 3 * (160 // 32) * 32 * 31 // 2),
+        ({"method": "ln-tuning"}, (2 * 3 + 1) * 64),
+        ({"method": "partial", "targets": "o_proj"}, 3 * 64 * 64),
+        ({"method": "prompt-tuning"}, 20 * 64),
+        ({"method": "p-tuning"}, 20 * 64 + 3 * (64 * 64 + 64)),
+        ({"method": "prefix-tuning", "checkpointing": False}, 20 * 3 * 2 * 32),
+        ({"method": "trainable-tokens"}, 16 * 64),
+        ({"method": "fourierft"}, 3 * 7 * 1000),
+        ({"method": "houlsby"}, 3 * 2 * (2 * 64 * 64 + 64 + 64)),
+        ({"method": "pfeiffer", "method_options": {"bottleneck_size": 8}}, 3 * (2 * 64 * 8 + 8 + 64)),
+    ],
+    ids=lambda value: str(value.get("method")) if isinstance(value, dict) else "",
+)
+def test_counts_follow_from_the_shapes(options: dict[str, Any], count: int) -> None:
+    """By hand, for three blocks of 64 channels."""
+    assert trained(**options) == count
+
+
+def test_prompts_make_every_sequence_longer() -> None:
+    """Twenty trained positions before 32 tokens hold in activations what 52 tokens do, beside masks and labels."""
+    prompted = estimate(asked(method="prompt-tuning", checkpointing=False)).memory.activations_bytes
+    plain = estimate(asked(method="ln-tuning", checkpointing=False)).memory.activations_bytes
+    longer = estimate(asked(method="ln-tuning", checkpointing=False, seq_len=52)).memory.activations_bytes
+    assert plain < prompted
+    assert abs(prompted - longer) < 0.1 * longer
+
+
+def test_frozen_a_saves_the_inputs_of_its_targets() -> None:
+    """LoRA-FA keeps the products with A, not what they were made of."""
+    lora, frozen = (
+        estimate(asked(method=name, checkpointing=False)).memory.activations_bytes for name in ("lora", "lora-fa")
+    )
+    assert frozen < 0.9 * lora
+
+
+# ---- options, and what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "lora", "method_options": {"init_r": 3}}, "init_r is none of --method lora; it has no options"),
+        ({"method": "adalora", "method_options": {"init_q": 3}}, "it has init_r, target_r, total_step"),
+        ({"method": "adalora", "method_options": {"init_r": 0}}, "init_r=0 is not allowed"),
+        ({"method": "adalora", "method_options": {"init_r": 4}, "rank": 8}, "would start with 4 to end with 8"),
+        ({"method": "pissa", "quant": "nf4"}, "computes its first values from dense weights"),
+        ({"method": "loftq", "quant": "nf4"}, "take --method qlora"),
+        ({"method": "loha", "quant": "nf4"}, "no layers of it over such linears"),
+        ({"method": "miss", "rank": 65}, "a target has 64 inputs"),
+        ({"method": "miss", "method_options": {"mini_r": 7}}, "does not divide the 64 outputs"),
+        ({"method": "prefix-tuning"}, "does not work with gradient checkpointing"),
+        ({"method": "fourierft", "method_options": {"n_frequency": 5000}}, "more than the 4096 numbers"),
+        ({"method": "bitfit"}, "has none with this config; take --method ln-tuning"),
+        ({"method": "partial", "targets": "nothing"}, "names no module of llama; its linears are q_proj"),
+        ({"method": "ln-tuning", "targets": "mlp"}, "give names of norms"),
+        ({"method": "vera", "targets": "embed_tokens"}, "an embedding"),
+        ({"method": "qlora", "method_options": {"x": "1"}}, "has no options of its own"),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_is_refused_in_a_line(options: dict[str, Any], words: str) -> None:
+    """What was given, and what to do."""
+    with pytest.raises(BadInput) as refusal:
+        estimate(asked(**options))
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_options_reach_peft_under_its_own_names() -> None:
+    """What is given is handed on, as numbers; what is left open is left to peft."""
+    job = plan_trace(asked(method="adalora", method_options={"init_r": "12"})).job
+    assert job.peft == {"peft_type": "ADALORA", "init_r": 12, "total_step": 1000}
+    assert plan_trace(asked(method="miss", method_options={"mini_r": 8})).job.peft["init_weights"] == "mini"
+
+
+def test_the_rank_is_the_methods_unless_it_is_given() -> None:
+    """VeRA starts from 256; what is given stands, and a request that is filled in stays what it is."""
+    filled = resolve(asked(method="vera")).request
+    assert filled.rank == 256
+    assert resolve(filled).request.rank == 256
+    assert resolve(asked(method="vera", rank=16)).request.rank == 16
+    assert resolve(asked(method="lora")).request.rank == 16
+
+
+def test_fields_without_an_effect_are_named() -> None:
+    """A rank given to a method that has none is no silent nothing."""
+    notes = estimate(asked(method="ia3", rank=4)).notes
+    assert "--rank changes nothing with --method ia3" in notes
+    assert not any("changes nothing" in note for note in estimate(asked(method="lora", rank=4)).notes)
+
+
+def test_initialisations_say_what_they_hold() -> None:
+    """Before training, beside the model; and what becomes of the base."""
+    notes = {name: " ".join(estimate(asked(method=name)).notes) for name in ("pissa", "loftq", "lora-ga", "corda")}
+    assert "convert the adapter to rank 32" in notes["pissa"]
+    assert "load that in 4 bits" in notes["loftq"]
+    weights = 3 * sum(INPUTS[name] * OUTPUTS[name] for name in INPUTS)
+    assert f"{2 * weights:,} bytes" in notes["lora-ga"]
+    covariances = 3 * sum(4 * size**2 for size in INPUTS.values())
+    assert f"{covariances:,} bytes" in notes["corda"]
+
+
+def test_what_is_saved_is_not_always_what_trains() -> None:
+    """Frozen A is saved, prompts without their encoder, VeRA's matrices unless they are left out."""
+    saved = {
+        name: estimate(asked(method=name, rank=4)).method.adapter_checkpoint_bytes
+        for name in ("lora", "lora-fa", "p-tuning", "prompt-tuning", "vera")
+    }
+    assert saved["lora-fa"] == saved["lora"]
+    assert saved["p-tuning"] == saved["prompt-tuning"] == 4 * 20 * 64
+    left_out = estimate(asked(method="vera", rank=4, method_options={"save_projection": False}))
+    assert saved["vera"] - left_out.method.adapter_checkpoint_bytes == 4 * 4 * (160 + 160)
