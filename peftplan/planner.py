@@ -17,7 +17,7 @@ from peftplan.memory.intervals import around_device, is_certain, kind_of_run
 from peftplan.memory.load import Loading, evaluation_peak
 from peftplan.memory.repeated import Kind, Plays, shapeless
 from peftplan.memory.reserved import Replay
-from peftplan.methods import SHARED, Method
+from peftplan.notes import plan_notes
 from peftplan.report import (
     SCHEMA_VERSION,
     Change,
@@ -36,21 +36,9 @@ from peftplan.report import (
 )
 from peftplan.request import NO_LENGTH, Request, states_run
 from peftplan.resolve import FULL_RECIPES, Plan, outside_allocator, resolve
-from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.work import Work
 from peftplan.timing import time_notes, time_of
-
-MATH_ATTENTION = (
-    "attention: torch's flash and memory-efficient kernels do not take these heads, types and masks on "
-    "this GPU, so its math form runs and holds scores of length x length for every head"
-)
-# By attention implementation: what a padded batch changes.
-PADDING = {
-    "sdpa": "padding: torch's flash kernel takes no mask; another runs, with a mask of length x length a sequence",
-    "flash": "padding: the package drops padded tokens; all but one token are taken to be real, the most there are",
-    "eager": "padding: attention written out takes a mask of length x length for every sequence, padded or not",
-}
 
 
 @dataclass(slots=True)
@@ -140,7 +128,7 @@ def estimate(
         recipes=_other_recipes(plan) if recipes else (),
         versions=plan.versions.by_name(),
         notes=(
-            *_notes(plan, settled),
+            *plan_notes(plan, settled.model, settled.account.timeline.player),
             *time_notes(plan.gpu, time, "bf16" in (plan.request.precision or "")),
             *cost_notes,
         ),
@@ -156,6 +144,13 @@ def step_time_of(plan: Plan, settled: Settled) -> Time | None:
         settled.works[kernels] = step_work(settled.model, plan.step, settled.account, kernels)
     gradients = settled.account.resident.gradients.requested
     return time_of(plan.request, plan.gpu, settled.works[kernels], gradients)
+
+
+def work_of(request: Request) -> Work:
+    """What a step of a request computes and moves: of one micro-batch, and the update."""
+    plan = resolve(request)
+    settled = settle(plan)
+    return step_work(settled.model, plan.step, settled.account, plan.request.kernels)
 
 
 def cost_of(plan: Plan, memory: Memory, time: Time | None) -> tuple[Cost | None, tuple[str, ...]]:
@@ -247,61 +242,6 @@ def _other_recipes(plan: Plan) -> tuple[RecipeTotal, ...]:
             )
         )
     return tuple(totals)
-
-
-def _notes(plan: Plan, settled: Settled) -> tuple[str, ...]:
-    request, model = plan.request, settled.model
-    notes = [plan.found.origin, recipe_note(request, plan.method.frozen_base, plan.step.autocast)]
-    notes += length_notes(request, model.max_seq_len)
-    notes += plan.method.notes
-    notes += unused_notes(request, plan.method)
-    notes.extend(model.notes)
-    if "math" in settled.account.timeline.player.attention_kernels:
-        notes.append(MATH_ATTENTION)
-    if request.padding:
-        notes.append(PADDING[settled.account.timeline.player.attention])
-    notes += gpu_notes(plan.gpu)
-    notes.append(
-        "peak_reserved_bytes is modelled, not derived to the byte; device_bytes adds a CUDA context from literature"
-    )
-    return tuple(notes)
-
-
-def unused_notes(request: Request, method: Method) -> list[str]:
-    """Fields that were given and mean nothing to the method."""
-    unused = [name for name in SHARED if name not in method.takes and name != "alpha"]
-    given = [name for name in unused if getattr(request, name) != Request.model_fields[name].default]
-    return [f"--{name.replace('_', '-')} changes nothing with --method {method.name}" for name in given]
-
-
-def length_notes(request: Request, limit: int | None) -> list[str]:
-    """What is to be said of a sequence longer than the model takes."""
-    if limit is None or request.seq_len is None or request.seq_len <= limit:
-        return []
-    return [f"--seq-len {request.seq_len} is above the model's limit of {limit} positions"]
-
-
-def gpu_notes(gpu: GpuRecord | None) -> list[str]:
-    """Where the card's capacity comes from, and what is assumed of it."""
-    if gpu is None:
-        return []
-    notes = [f"{gpu.name}: usable memory {gpu.capacity_basis}"]
-    if gpu.compute_capability is None:
-        notes.append(f"{gpu.name} is no CUDA device: kernels of an A100 are assumed")
-    return notes
-
-
-def recipe_note(request: Request, frozen_base: bool, autocast: DType | None) -> str:
-    """The precision recipe in words; the request has its defaults filled in."""
-    text = f"recipe {request.precision}: base in {request.base_dtype}"
-    if request.quant:
-        text += f", linears packed as {request.quant}" + (
-            " with double quantisation" if request.double_quant and request.quant != "int8" else ""
-        )
-    if frozen_base:
-        text += f", adapters in {request.adapter_dtype}"
-    text += f", autocast to {autocast.short}" if autocast else ", no autocast"
-    return text + f", optimizer {request.optimizer}, {request.loop} loop"
 
 
 def compare(requests: Iterable[Request]) -> Comparison:

@@ -105,6 +105,11 @@ SOURCES: dict[str, Source] = {
     "vera": Source(
         "Kopiczko et al., VeRA: Vector-based Random Matrix Adaptation", "arXiv:2310.11454, section 3", "2023"
     ),
+    "adaption-prompt": Source(
+        "Zhang et al., LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention",
+        "arXiv:2303.16199, section 3",
+        "2023",
+    ),
     "houlsby": Source(
         "Houlsby et al., Parameter-Efficient Transfer Learning for NLP", "arXiv:1902.00751, section 2", "2019"
     ),

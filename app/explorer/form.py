@@ -199,7 +199,7 @@ def _pieces(option: Option, column: int, word: str | None, words: Mapping[str, s
             key=key,
             help=field.description,
             max_chars=200,
-            placeholder=f"{field.default} (default)",
+            placeholder="default" if field.default is None else f"{field.default} (default)",
             on_change=_piece_changed,
             args=(column, option.name, tuple(method.options.model_fields) if method is not None else ()),
         )
@@ -254,6 +254,8 @@ def _default(name: str) -> Any:
 
 def _shown_default(name: str, filled: Mapping[str, Any]) -> str:
     """What holds while nothing is given."""
+    if not filled:
+        return "default"
     value = filled.get(name)
     if isinstance(value, bool):
         value = ON if value else OFF

@@ -65,7 +65,7 @@ class GpuRecord:
 
     @property
     def switched(self) -> bool:
-        """Whether each GPU of a machine reaches every other over NVLink, rather than over PCIe or a bridge of two."""
+        """Whether each GPU of a machine reaches every other over NVLink, not over PCIe or a bridge of two."""
         return self.link is not None and self.link.startswith("NVLink") and "bridge" not in self.link
 
 

@@ -74,14 +74,15 @@ class AdapterOps(MatrixOps):
     @contextmanager
     def apart(self) -> Iterator[list[Any]]:
         """What runs inside has a graph of its own, which no gradient reaches and which ends with the list given."""
-        kept = list[Node | str]()
-        outer = self.nodes, self.grad_enabled, self.recording
+        kept, held = list[Node | str](), list[Tensor]()
+        outer = self.nodes, self.grad_enabled, self.recording, self.held, self.held_bytes
         # a checkpoint's first pass saves nothing; run again, its graph does what any graph does
         self.nodes, self.grad_enabled, self.recording = kept, self.grad_enabled and self.frame is None, None
+        self.held = held
         try:
-            yield kept
+            yield [kept, held]
         finally:
-            self.nodes, self.grad_enabled, self.recording = outer
+            self.nodes, self.grad_enabled, self.recording, self.held, self.held_bytes = outer
 
     def function(
         self,

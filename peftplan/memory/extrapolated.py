@@ -8,7 +8,6 @@ allocated peak: an extrapolated figure, since fragmentation is not linear in dep
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 
 from peftplan.memory.account import Account
 from peftplan.memory.allocator import (
@@ -17,9 +16,8 @@ from peftplan.memory.allocator import (
     OWN_SEGMENT_MULTIPLE,
     SMALL_REQUEST,
     SMALL_SEGMENT,
-    OutOfCapacity,
 )
-from peftplan.memory.fill import fill
+from peftplan.memory.capacity import AllocatorRun
 from peftplan.memory.overheads import NUM_WORKSPACES, all_workspaces_bytes, cublas_workspace_bytes
 from peftplan.memory.trained import trained_tensors
 from peftplan.memory.unrolled import Section
@@ -32,9 +30,6 @@ from peftplan.units import round_up
 
 # Tensors alike, one for each block, are replayed up to this many; the rest fill segments of their own.
 REPLAYED_COPIES = 4
-# The least capacity is searched for down to this part of the allocated peak, in at most so many runs of it.
-_SEARCHED_DOWN_TO = 1 / 20
-_MOST_RUNS = 1
 
 
 class StandingEvents:
@@ -63,8 +58,11 @@ class StandingEvents:
         self.temporaries = Section(taken + [(key, -size) for key, size in taken])
 
 
-class Extrapolated:
+class Extrapolated(AllocatorRun):
     """Two steps of a played tape, ready to be run through the allocator with or without a capacity."""
+
+    searched_down_to = 1 / 20
+    most_runs = 1
 
     def __init__(self, standing: StandingEvents, step: StepSpec, account: Account) -> None:
         self.peak_allocated_bytes = account.peak_allocated_bytes
@@ -79,45 +77,17 @@ class Extrapolated:
         freed = Section([(key, -size) for key, size in left.items()])
         temporaries = standing.temporaries
         first = [standing.weights, micro_step, standing.states, temporaries, freed]
-        self.sections = [*first, micro_step, temporaries, freed]
+        self._sections = [*first, micro_step, temporaries, freed]
         unplayed = account.peak_allocated_bytes - _replayed_peak(standing, step, account)
         small = standing.small_bytes + max(small_peak, standing.small_temporary_bytes)
         # bytes that the replay does not see: the small pool, which hardly fragments, segments of further
         # blocks' state, and what those blocks save
         self.beside_bytes = round_up(small, SMALL_SEGMENT) + max(unplayed, 0) + standing.unreplayed_bytes
 
-    @cached_property
-    def reserved_bytes(self) -> int:
-        """Peak of reserved bytes by the end of the second step."""
-        return max(fill(self.sections) + self.beside_bytes, self.peak_allocated_bytes)
-
-    @cached_property
-    def least_capacity_bytes(self) -> int:
-        """The least memory in which the step completes, cached segments being given back.
-
-        Found by bisection, from what is allocated to what is reserved without a limit, on the side where the run
-        completes.
-        """
-        low, high = self.peak_allocated_bytes, self.reserved_bytes
-        for _ in range(_MOST_RUNS):
-            if high - low <= self.peak_allocated_bytes * _SEARCHED_DOWN_TO:
-                break
-            middle = (low + high) // 2
-            if self.completes(middle):
-                high = middle
-            else:
-                low = middle
-        return high
-
-    def completes(self, capacity_bytes: int) -> bool:
-        """Whether the run ends on a device that has this many bytes for the allocator."""
-        if capacity_bytes >= self.reserved_bytes:
-            return True  # nothing is ever given back
-        try:
-            fill(self.sections, capacity_bytes - self.beside_bytes)
-        except OutOfCapacity:
-            return False
-        return True
+    @property
+    def sections(self) -> list[Section]:
+        """The run, section by section."""
+        return self._sections
 
 
 def _replayed_peak(standing: StandingEvents, step: StepSpec, account: Account) -> int:

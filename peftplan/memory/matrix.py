@@ -257,7 +257,7 @@ class MatrixOps(FunctionOps):
 
     def hold(self, x: Tensor) -> None:
         """Keep a tensor as an attribute of the graph: until the loss goes, or a recomputed graph ends."""
-        fresh = not self.again and all(h.storage is not x.storage for h in self.held[-3:])
+        fresh = not self.again and all(h.storage is not x.storage for h in self.held[-8:])
         if fresh and x.storage is not None:
             self.held_bytes += x.storage.record.size
         self.held.append(Tensor(x.shape, x.numel, x.dtype, x.storage, None))

@@ -8,8 +8,7 @@ from functools import cached_property
 from itertools import count
 
 from peftplan.memory.account import Account
-from peftplan.memory.allocator import OutOfCapacity
-from peftplan.memory.fill import fill
+from peftplan.memory.capacity import AllocatorRun
 from peftplan.memory.overheads import cublas_workspace_bytes
 from peftplan.memory.unrolled import MicroStep, Section, unroll
 from peftplan.memory.update import Event, Script, Update, standing_parameters
@@ -18,11 +17,9 @@ from peftplan.specs.model import ModelSpec
 from peftplan.specs.run import StepSpec
 
 _NUM_STEPS = 2  # optimizer states are there from the end of the first
-# The least capacity is searched for down to this part of the allocated peak.
-_SEARCHED_DOWN_TO = 1 / 64
 
 
-class Replay:
+class Replay(AllocatorRun):
     """A run from the load to the end of the second step; each figure is worked out when it is asked for."""
 
     def __init__(self, model: ModelSpec, step: StepSpec, account: Account) -> None:
@@ -33,37 +30,6 @@ class Replay:
     def sections(self) -> list[Section]:
         """The run's allocations and frees."""
         return list(_Run(self.model, self.step).write())
-
-    @cached_property
-    def reserved_bytes(self) -> int:
-        """Peak of reserved bytes by the end of the second step."""
-        return fill(self.sections)
-
-    @cached_property
-    def least_capacity_bytes(self) -> int:
-        """The least memory in which the run completes, cached segments being given back.
-
-        Found by bisection, from what is allocated to what is reserved without a limit, to within 2 % of what is
-        allocated and on the side where the run completes.
-        """
-        low, high = self.peak_allocated_bytes, self.reserved_bytes
-        while high - low > self.peak_allocated_bytes * _SEARCHED_DOWN_TO:
-            middle = (low + high) // 2
-            if self.completes(middle):
-                high = middle
-            else:
-                low = middle
-        return high
-
-    def completes(self, capacity_bytes: int) -> bool:
-        """Whether the run ends on a device that has this many bytes for the allocator."""
-        if capacity_bytes >= self.reserved_bytes:
-            return True  # nothing is ever given back
-        try:
-            fill(self.sections, capacity_bytes)
-        except OutOfCapacity:
-            return False
-        return True
 
 
 class _Run:

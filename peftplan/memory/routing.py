@@ -39,11 +39,15 @@ def _grouped_mm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
 
 def _baddbmm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     # each product is scaled into a second tensor by alpha
-    lhs_shape, lhs_numel, rhs_shape, rhs_numel = context
+    lhs_shape, lhs_numel, rhs_shape, rhs_numel, wants_lhs, wants_rhs = context
     num_flop, size = 2 * g.numel * lhs_shape[-1], g.dtype.itemsize
-    product = t.new(lhs_shape, lhs_numel, g.dtype, "bmm", (g.numel + rhs_numel) * size, num_flop)
-    grad_lhs = t.new(lhs_shape, lhs_numel, g.dtype, "mul")
-    product = None
+    grad_lhs = product = None
+    if wants_lhs:
+        product = t.new(lhs_shape, lhs_numel, g.dtype, "bmm", (g.numel + rhs_numel) * size, num_flop)
+        grad_lhs = t.new(lhs_shape, lhs_numel, g.dtype, "mul")
+        product = None
+    if not wants_rhs:
+        return (g, grad_lhs, None)
     product = t.new(rhs_shape, rhs_numel, g.dtype, "bmm", (g.numel + lhs_numel) * size, num_flop)
     grad_rhs = t.new(rhs_shape, rhs_numel, g.dtype, "mul")
     del product
@@ -219,7 +223,7 @@ class RoutingOps(ElementwiseOps):
             _baddbmm_backward,
             (lhs, rhs),
             (base.edge, lhs.edge, rhs.edge),
-            (lhs.shape, lhs.numel, rhs.shape, rhs.numel),
+            (lhs.shape, lhs.numel, rhs.shape, rhs.numel, lhs.edge is not None, rhs.edge is not None),
         )
         num_flop = 2 * base.numel * lhs.shape[-1]
         out = self.new(base.shape, base.numel, base.dtype, "baddbmm", bytes_of(base, lhs, rhs), num_flop)

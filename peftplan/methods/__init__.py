@@ -41,6 +41,7 @@ FILES = (
     "trainable_tokens",
     "fourierft",
     "bottleneck",
+    "adaption_prompt",
 )
 
 METHODS: dict[str, Method] = {

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from peftplan.errors import BadInput
 from peftplan.methods import lora
-from peftplan.methods.lora import LoraEmbedding, LoraLinear, LoraLinear4bit, wrap_targets
+from peftplan.methods.expert_targets import convert
+from peftplan.methods.lora import LoraLinear, LoraLinear4bit, wrap_targets
 from peftplan.methods.quantize import Linear4bit
 from peftplan.methods.wrapping import adapter
 from peftplan.specs.formats import DType
@@ -112,14 +114,6 @@ class DoraLinear4bit(LoraLinear4bit):
         return result
 
 
-class DoraEmbedding(LoraEmbedding):
-    """A table with LoRA and a magnitude for each channel."""
-
-    def __init__(self, base: Embedding, rank: int, dtype: DType) -> None:
-        super().__init__(base, rank, dtype)
-        self.lora_magnitude_vector = adapter((base.weight.shape[1],), dtype)
-
-
 def apply(model: ModelSpec, method: MethodSpec) -> None:
     """As LoRA, with a magnitude beside every adapter."""
 
@@ -127,7 +121,18 @@ def apply(model: ModelSpec, method: MethodSpec) -> None:
         layer = DoraLinear4bit if isinstance(base, Linear4bit) else DoraLinear
         return layer(base, method.rank, method.dropout, method.adapter_dtype)  # type: ignore[arg-type]
 
-    wrap_targets(model, method, wrap, lambda table: DoraEmbedding(table, method.rank, method.adapter_dtype))
+    if convert(model, method.targets)[1]:
+        raise BadInput(
+            f"--method dora: {model.family} keeps router and experts as parameters, and peft 0.21 adapts those by "
+            "plain LoRA only; give --targets attention, or take --method lora"
+        )
+    wrap_targets(model, method, wrap, _refuse_table)
+
+
+def _refuse_table(table: Embedding) -> Module:
+    raise BadInput(
+        "--method dora with an embedding among its --targets is not in the closed form; take --engine trace"
+    )
 
 
 METHOD = replace(

@@ -14,6 +14,7 @@ from dataclasses import replace
 from peftplan.errors import BadInput
 from peftplan.methods import lora
 from peftplan.methods.lora import LoraEmbedding, LoraLinear
+from peftplan.methods.lora_parameter import LoraParameter
 from peftplan.methods.wrapping import adapter_bytes
 from peftplan.specs.method import MethodSpec
 from peftplan.specs.model import ModelSpec
@@ -28,7 +29,7 @@ def apply_lora_fa(model: ModelSpec, method: MethodSpec) -> None:
     lora.apply(model, method)
     for owner, _, _ in model.groups():
         for _, module in owner.walk():
-            if isinstance(module, LoraLinear):
+            if isinstance(module, (LoraLinear, LoraParameter)):
                 module.lora_A.weight.set_trainable(False)
             elif isinstance(module, LoraEmbedding):
                 module.lora_embedding_A.set_trainable(False)

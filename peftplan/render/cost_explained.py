@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pydantic import BaseModel, ConfigDict
-
+from peftplan.render.quantities import Quantity
 from peftplan.report import Cost, Report, Time
-from peftplan.units import HOUR_S, format_duration, format_usd
 
 _GROUP = "What the run costs"
 # What a part of the hours is, and the source of its formula.
@@ -20,31 +18,6 @@ _PARTS = {
         "young-checkpoint",
     ),
 }
-
-
-class Quantity(BaseModel):
-    """A figure of time, money or energy; `source` is a key of `sources`, or empty."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    group: str
-    name: str
-    value: float
-    unit: str  # s, h, usd, kWh or steps
-    meaning: str = ""
-    formula: str = ""
-    source: str = ""
-
-    def shown(self) -> str:
-        """The value as people read it."""
-        match self.unit:
-            case "s" | "h":
-                return format_duration(self.value * (HOUR_S if self.unit == "h" else 1))
-            case "usd":
-                return format_usd(self.value)
-            case "steps":
-                return f"{self.value:,.0f}"
-        return f"{self.value:,.3g} {self.unit}"
 
 
 def cost_quantities(report: Report) -> Iterator[Quantity]:
@@ -73,9 +46,7 @@ def cost_quantities(report: Report) -> Iterator[Quantity]:
 
 
 def _quantity(name: str, value: float, unit: str, meaning: str, formula: str = "", source: str = "") -> Quantity:
-    return Quantity(
-        group=_GROUP, name=name, value=value, unit=unit, meaning=meaning, formula=formula, source=source
-    )
+    return Quantity(_GROUP, name, value, unit, meaning, formula, source)
 
 
 def _steps(report: Report, cost: Cost) -> str:

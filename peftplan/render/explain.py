@@ -8,8 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from peftplan.render.blocks import Block, Column, Notes, Table, Text
-from peftplan.render.cost_explained import Quantity, cost_quantities
+from peftplan.render.cost_explained import cost_quantities
 from peftplan.render.formulas import derive
+from peftplan.render.quantities import Quantity
+from peftplan.render.time_explained import time_quantities
 from peftplan.render.words import MOMENTS, RESIDENT, verdict
 from peftplan.report import SCHEMA_VERSION, Report
 from peftplan.sources import SOURCES
@@ -75,7 +77,7 @@ class Explanation(_Frozen):
 def explain(report: Report) -> Explanation:
     """Every figure of a report, explained."""
     figures = tuple(_figures(report))
-    quantities = tuple(cost_quantities(report))
+    quantities = (*time_quantities(report), *cost_quantities(report))
     keys = dict.fromkeys([figure.source for figure in figures] + [quantity.source for quantity in quantities])
     return Explanation.model_construct(
         schema_version=SCHEMA_VERSION,
@@ -114,11 +116,11 @@ def explain_blocks(report: Report) -> Iterator[Block]:
             (Column("figure"), Column("size", right=True), Column("how it comes about")),
             tuple((f.name, format_bytes(f.bytes), _how(f)) for f in figures),
         )
-    if explanation.quantities:
+    for group in dict.fromkeys(quantity.group for quantity in explanation.quantities):
         yield Table(
-            explanation.quantities[0].group,
+            group,
             (Column("figure"), Column("value", right=True), Column("how it comes about")),
-            tuple((q.name, q.shown(), _how(q)) for q in explanation.quantities),
+            tuple((q.name, q.shown(), _how(q)) for q in explanation.quantities if q.group == group),
         )
     yield Notes("Conventions", explanation.conventions)
     yield Notes(

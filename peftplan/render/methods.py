@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,6 @@ def model_table(rows: Sequence[Row], model: str) -> Iterator[Block]:
             Column("activations", right=True),
             Column("peak", right=True),
             *((Column("step", right=True),) if timed else ()),
-            Column("merged"),
         ),
         tuple(
             (
@@ -59,8 +59,16 @@ def model_table(rows: Sequence[Row], model: str) -> Iterator[Block]:
                 format_bytes(row["activations_bytes"]),
                 format_bytes(row["peak_allocated_bytes"]),
                 *((shown_s(row["step_s"]) if row["step_s"] else "-",) if timed else ()),
-                row["merging"],
             )
+            for row in rows
+            if row["refused"] is None
+        ),
+    )
+    yield Table(
+        "After training",
+        (Column("--method"), Column("merged"), Column("at inference"), Column("paper"), Column("peft")),
+        tuple(
+            (row["name"], row["merging"], row["inference"], _paper(row["paper"]), row["peft"] or "-")
             for row in rows
             if row["refused"] is None
         ),
@@ -68,6 +76,12 @@ def model_table(rows: Sequence[Row], model: str) -> Iterator[Block]:
     refused = tuple(f"{row['name']}: {row['refused']}" for row in rows if row["refused"] is not None)
     if refused:
         yield Notes("Not on this model, or not as asked", refused)
+
+
+def _paper(text: str) -> str:
+    """Its number in the archive; of what has none, that it is no paper."""
+    found = re.search(r"arXiv:[0-9.]+[0-9]", text)
+    return found[0] if found else "-"
 
 
 def ranking(columns: Sequence[Report], names: Sequence[str]) -> Table:

@@ -192,6 +192,14 @@ def test_columns_of_a_comparison_are_set_one_by_one_and_in_the_link(opened):
     assert command_of(page)[-2:] == ["--methods", "full,lora,qlora"]
 
 
+def test_a_comparison_leaves_out_options_that_a_method_does_not_have(opened):
+    """Options of the plan's own method do not stop the others from being compared with it."""
+    page = opened("compare", **{**SMALL, "method": "adalora", "method_options": "init_r=24"})
+    assert not page.error
+    page.selectbox(key="2.method").set_value("adalora").run()
+    assert not page.error
+
+
 def test_a_comparison_says_its_differences_in_all_three_currencies(opened):
     """Every further plan is held against the first in GiB, seconds and dollars."""
     page = opened("compare", **SMALL, tokens="2M")

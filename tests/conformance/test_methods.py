@@ -86,6 +86,11 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("prefix-tuning", {"checkpointing": False, "loop": "trainer", "method_options": {"prefix_projection": True}}),
     ("trainable-tokens", {"method_options": {"num_tokens": 3}, "quant": "nf4", "micro_batch": 2}),
     ("fourierft", {"method_options": {"n_frequency": 50}, "quant": "int8", "adapter_dtype": "bf16"}),
+    (
+        "adaption-prompt",
+        {"method_options": {"adapter_len": 7, "adapter_layers": 1}, "micro_batch": 2, "quant": "nf4"},
+    ),
+    ("adaption-prompt", {"quant": "int8", "loop": "trainer"}),
     ("p-tuning", {"method_options": {"encoder_hidden_size": 128}, "quant": "nf4", "grad_accum": 2}),
 ]
 
@@ -95,7 +100,9 @@ def compared(config: dict[str, Any], method: str, options: dict[str, Any]) -> No
     request = Request(model=config, **{"method": method, "seq_len": 96, "rank": 8, **options})
     try:
         answer = estimate(request)
-    except BadInput:
+    except BadInput as refusal:
+        if str(refusal).endswith("take --engine trace"):
+            return  # the closed form says that it does not know what peft does there
         with pytest.raises(BadInput):
             run(plan_trace(request).job, lambda *_: None)
         return

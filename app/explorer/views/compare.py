@@ -24,7 +24,7 @@ from explorer.state import (
     words,
 )
 from explorer.tables import draw, literal
-from explorer.words import Words, command, label, python_request, request_of
+from explorer.words import PIECE, Words, command, label, python_request, request_of
 from peftplan import Report, Request, compare, sweep
 from peftplan.cli.grid import axes_from
 from peftplan.methods import METHODS
@@ -48,13 +48,23 @@ def show() -> None:
     """Draw the page."""
     count = num_columns()
     _columns_input(count)
-    plans = [plan(column) for column in range(1, count + 1)]
+    plans = [_column(column) for column in range(1, count + 1)]
     found = [asked(_question(one)) for one in plans]
     requests = [request for request in found if request is not None]
     comparison = asked(lambda: compare(requests)) if len(requests) == count else None
     if comparison is not None:
         _compared(comparison, plans, requests)
     _rank_sweep()
+
+
+def _column(column: int) -> Words:
+    """The words of a column; of the plan's options of one method alone, those that its own method has."""
+    own, word = plan(column), "method_options"
+    method = METHODS.get(own.get("method", ""))
+    if word in own and word not in column_words(column) and method is not None:
+        pieces = own[word].split(PIECE)
+        own[word] = PIECE.join(piece for piece in pieces if piece.partition("=")[0] in method.options.model_fields)
+    return {name: text for name, text in own.items() if text}
 
 
 def _question(one: Words) -> Callable[[], Request]:
@@ -71,7 +81,7 @@ def _columns_input(count: int) -> None:
     with st.expander("What each plan changes of the form beside"):
         for column, place in enumerate(st.columns(count), start=1):
             with place:
-                own = plan(column)
+                own = _column(column)
                 st.markdown(f"**Plan {column}**")
                 model_input(column, own)
                 filled = filled_fields(own)

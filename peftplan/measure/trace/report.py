@@ -21,17 +21,8 @@ from peftplan.measure.trace.recording import Recording
 from peftplan.measure.trace.replay import Replay, least_capacity_bytes, replay
 from peftplan.memory.intervals import Bounds, around_device, is_certain, kind_of_run
 from peftplan.methods import Method
-from peftplan.planner import (
-    MATH_ATTENTION,
-    PADDING,
-    Settled,
-    cost_of,
-    gpu_notes,
-    length_notes,
-    recipe_note,
-    settle,
-    step_time_of,
-)
+from peftplan.notes import MATH_ATTENTION, PADDING, gpu_notes, length_notes, recipe_note
+from peftplan.planner import Settled, cost_of, settle, step_time_of
 from peftplan.report import (
     SCHEMA_VERSION,
     GpuFit,

@@ -165,6 +165,11 @@ def test_every_name_is_traced_as_peft_knows_it() -> None:
         ({"method": "p-tuning"}, 20 * 64 + 3 * (64 * 64 + 64)),
         ({"method": "prefix-tuning", "checkpointing": False}, 20 * 3 * 2 * 32),
         ({"method": "trainable-tokens"}, 16 * 64),
+        ({"method": "adaption-prompt"}, 3 * (10 * 64 + 1)),
+        (
+            {"method": "adaption-prompt", "method_options": {"adapter_layers": 2, "adapter_len": 4}},
+            2 * (4 * 64 + 1),
+        ),
         ({"method": "fourierft"}, 3 * 7 * 1000),
         ({"method": "houlsby"}, 3 * 2 * (2 * 64 * 64 + 64 + 64)),
         ({"method": "pfeiffer", "method_options": {"bottleneck_size": 8}}, 3 * (2 * 64 * 8 + 8 + 64)),
