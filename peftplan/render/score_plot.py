@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from html import escape
 
 from peftplan.measured import BYTE_METRICS
+from peftplan.render.svg_parts import INK, SURFACE, caption, rule
 from peftplan.render.validate import group_table, headline, share, signed, verdict
 from peftplan.scores import TOLERANCES, Score, Validation
 from peftplan.units import GIB, format_bytes
 
 # Okabe and Ito's colours, told apart with any colour vision; dots of a source share one.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
-_INK, _MUTED, _GRID, _SURFACE = "#1b1f24", "#57606a", "#d0d7de", "#ffffff"
 _FACE = "font-family=\"system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif\""
 _DARK = """
 @media (prefers-color-scheme: dark) {
@@ -48,16 +48,16 @@ def scores_svg(answer: Validation) -> str:
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {box}>',
         f"<title>Predicted against measured memory</title><desc>{escape(words)}</desc><style>{_DARK}</style>",
-        f'<rect class="surface" width="{_WIDTH}" height="{height}" fill="{_SURFACE}"/>',
+        f'<rect class="surface" width="{_WIDTH}" height="{height}" fill="{SURFACE}"/>',
         f'<g {_FACE} font-size="{_FONT}">',
-        _text(headline(answer.summary), 16, 26, weight="600"),
-        _text(verdict(answer)[0], 16, 48, "muted"),
+        caption(headline(answer.summary), 16, 26, weight="600"),
+        caption(verdict(answer)[0], 16, 48, "muted"),
     ]
     if dots:
         lines += _scatter(dots)
         lines += _lanes(dots, lanes, _TOP + _PANEL + 70)
     else:
-        lines.append(_text("nothing to draw: no memory was compared", _LEFT, _TOP + 40, "muted"))
+        lines.append(caption("nothing to draw: no memory was compared", _LEFT, _TOP + 40, "muted"))
     return "\n".join([*lines, "</g>", "</svg>", ""])
 
 
@@ -120,17 +120,17 @@ def _scatter(dots: Sequence[_Dot]) -> Iterator[str]:
     left, bottom = _LEFT, _TOP + _PANEL
     for power in range(low, high + 1):
         place = (power - low) / (high - low) * _PANEL
-        yield _rule(left, bottom - place, left + _PANEL, bottom - place)
-        yield _rule(left + place, _TOP, left + place, bottom)
+        yield rule(left, bottom - place, left + _PANEL, bottom - place)
+        yield rule(left + place, _TOP, left + place, bottom)
         label = f"{2.0**power / GIB:g}"
-        yield _text(label, left - 8, bottom - place + 5, "muted", anchor="end")
-        yield _text(label, left + place, bottom + 18, "muted", anchor="middle")
+        yield caption(label, left - 8, bottom - place + 5, "muted", anchor="end")
+        yield caption(label, left + place, bottom + 18, "muted", anchor="middle")
     yield (
-        f'<line class="line" x1="{left}" y1="{bottom}" x2="{left + _PANEL}" y2="{_TOP}" stroke="{_INK}" '
+        f'<line class="line" x1="{left}" y1="{bottom}" x2="{left + _PANEL}" y2="{_TOP}" stroke="{INK}" '
         'stroke-dasharray="4 4"/>'
     )
-    yield _text("measured [GiB]", left + _PANEL / 2, bottom + 38, "muted", anchor="middle")
-    yield _text("predicted [GiB]", left - 8, _TOP - 10, "muted")
+    yield caption("measured [GiB]", left + _PANEL / 2, bottom + 38, "muted", anchor="middle")
+    yield caption("predicted [GiB]", left - 8, _TOP - 10, "muted")
     for dot in dots:
         yield _circle(left + at(dot.measured), bottom - at(dot.predicted), dot)
     right = left + _PANEL + 40
@@ -139,7 +139,7 @@ def _scatter(dots: Sequence[_Dot]) -> Iterator[str]:
         y = _TOP + 14 + 22 * line
         count = sum(dot.score.source == source for dot in dots)
         yield f'<circle cx="{right}" cy="{y - 5}" r="5" fill="{colour}"/>'
-        yield _text(f"{source}: {count}", right + 14, y)
+        yield caption(f"{source}: {count}", right + 14, y)
 
 
 def _lanes(dots: Sequence[_Dot], lanes: Sequence[str], top: float) -> Iterator[str]:
@@ -156,13 +156,13 @@ def _lanes(dots: Sequence[_Dot], lanes: Sequence[str], top: float) -> Iterator[s
         f'<rect class="band" x="{band_left:.1f}" y="{top:.1f}" width="{band_right - band_left:.1f}" '
         f'height="{bottom - top:.1f}" fill="#000000" fill-opacity="0.06"/>'
     )
-    yield _rule(middle, top, middle, bottom)
+    yield rule(middle, top, middle, bottom)
     for error in (-widest / 1.1, -_BAND, 0.0, _BAND, widest / 1.1):
-        yield _text(signed(error), at(error), bottom + 18, "muted", anchor="middle")
-    yield _text("error: predicted / measured - 1", middle, bottom + 40, "muted", anchor="middle")
+        yield caption(signed(error), at(error), bottom + 18, "muted", anchor="middle")
+    yield caption("error: predicted / measured - 1", middle, bottom + 40, "muted", anchor="middle")
     for number, source in enumerate(lanes):
         y = top + _LANE * (number + 0.5)
-        yield _text(source[:24], left - 10, y + 5, anchor="end")
+        yield caption(source[:24], left - 10, y + 5, anchor="end")
         for dot in dots:
             if dot.score.source == source:
                 yield _circle(at(dot.error), y, dot)
@@ -177,15 +177,3 @@ def _circle(x: float, y: float, dot: _Dot) -> str:
     )
     place = f'cx="{x:.1f}" cy="{y:.1f}" r="4"'
     return f'<circle {place} fill="{dot.colour}" fill-opacity="0.6"><title>{escape(words)}</title></circle>'
-
-
-def _rule(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="grid" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{_GRID}"/>'
-
-
-def _text(words: str, x: float, y: float, kind: str = "ink", anchor: str = "start", weight: str = "400") -> str:
-    colour = _MUTED if kind == "muted" else _INK
-    return (
-        f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{anchor}" '
-        f'font-weight="{weight}">{escape(words)}</text>'
-    )

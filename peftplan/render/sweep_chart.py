@@ -11,6 +11,7 @@ from html import escape
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from peftplan.render.svg_parts import INK, SURFACE, caption, rule
 from peftplan.render.sweep import field_value, headline, points_table, varied
 from peftplan.render.timeline import require_png
 from peftplan.sweeps import SweepReport, SweepRow
@@ -19,7 +20,6 @@ from peftplan.units import GIB
 # Okabe and Ito's colours, told apart with any colour vision; further lines are dashed.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
 _DASHES = ("", "6 4", "2 3")
-_INK, _MUTED, _GRID, _SURFACE = "#1b1f24", "#57606a", "#d0d7de", "#ffffff"
 _FACE = "font-family=\"system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif\""
 _DARK = """
 @media (prefers-color-scheme: dark) {
@@ -101,13 +101,13 @@ def sweep_svg(report: SweepReport) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {box}>',
         f"<title>{escape(headline(report))}</title><desc>{escape(_words(report, axis, panels))}</desc>",
         f"<style>{_DARK}</style>",
-        f'<rect class="surface" width="{_WIDTH}" height="{height}" fill="{_SURFACE}"/>',
+        f'<rect class="surface" width="{_WIDTH}" height="{height}" fill="{SURFACE}"/>',
         f'<g {_FACE} font-size="{_FONT}">',
-        _text(headline(report), 16, 28, weight="600"),
-        _text(_cut(varied(report), 120), 16, 50, "muted"),
+        caption(headline(report), 16, 28, weight="600"),
+        caption(_cut(varied(report), 120), 16, 50, "muted"),
     ]
     if not panels:
-        drawn.append(_text("nothing to draw: every point was refused", _LEFT, _TOP + 40, "muted"))
+        drawn.append(caption("nothing to draw: every point was refused", _LEFT, _TOP + 40, "muted"))
     for number, panel in enumerate(panels):
         drawn += _panel(report, panel, axis, lines, _TOP + number * (_HEIGHT + _GAP))
     drawn += _legend(lines) if panels else []
@@ -189,21 +189,21 @@ def _panel(report: SweepReport, panel: _Panel, axis: _Axis, lines: Sequence[_Lin
     def y(value: float) -> float:
         return bottom - value / most * _HEIGHT
 
-    yield _text(panel.title, _LEFT, top - 12, "muted")
+    yield caption(panel.title, _LEFT, top - 12, "muted")
     for number in range(round(most / step) + 1):
         value = number * step
-        yield _rule(_LEFT, y(value), _RIGHT, y(value))
-        yield _text(f"{value:,.10g}", _LEFT - 8, y(value) + 5, "muted", "end")
+        yield rule(_LEFT, y(value), _RIGHT, y(value))
+        yield caption(f"{value:,.10g}", _LEFT - 8, y(value) + 5, "muted", "end")
     for label in axis.labels():
         x = _LEFT + axis.at(label) * width
-        yield _text(_cut(field_value(label), 18), x, bottom + 20, "muted", "middle")
-    yield _text(axis.name, (_LEFT + _RIGHT) / 2, bottom + 42, "muted", "middle")
+        yield caption(_cut(field_value(label), 18), x, bottom + 20, "muted", "middle")
+    yield caption(axis.name, (_LEFT + _RIGHT) / 2, bottom + 42, "muted", "middle")
     if limit is not None:
         yield (
             f'<line class="limit" x1="{_LEFT}" y1="{y(limit):.1f}" x2="{_RIGHT}" y2="{y(limit):.1f}" '
-            f'stroke="{_INK}" stroke-dasharray="5 4"><title>usable memory of the GPU</title></line>'
+            f'stroke="{INK}" stroke-dasharray="5 4"><title>usable memory of the GPU</title></line>'
         )
-        yield _text("usable", _RIGHT + 6, y(limit) + 5, "muted")
+        yield caption("usable", _RIGHT + 6, y(limit) + 5, "muted")
     for line in lines:
         yield from _drawn(line, panel, axis, y)
 
@@ -237,9 +237,9 @@ def _legend(lines: Sequence[_Line]) -> Iterator[str]:
         x = _RIGHT + 60
         ends = f'x1="{x}" y1="{y - 5}" x2="{x + 24}" y2="{y - 5}"'
         yield f'<line {ends} stroke="{line.colour}" stroke-width="3"{dash}/>'
-        yield _text(_cut(line.name, 28), x + 32, y)
+        yield caption(_cut(line.name, 28), x + 32, y)
     if len(lines) > _LINES_NAMED:
-        yield _text(f"and {len(lines) - _LINES_NAMED} more", _RIGHT + 60, _TOP + 20 + 22 * _LINES_NAMED, "muted")
+        yield caption(f"and {len(lines) - _LINES_NAMED} more", _RIGHT + 60, _TOP + 20 + 22 * _LINES_NAMED, "muted")
 
 
 def _capacity(report: SweepReport) -> float | None:
@@ -260,15 +260,3 @@ def _steps(most: float) -> tuple[float, float]:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def _rule(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="grid" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{_GRID}"/>'
-
-
-def _text(words: str, x: float, y: float, kind: str = "ink", anchor: str = "start", weight: str = "400") -> str:
-    colour = _MUTED if kind == "muted" else _INK
-    return (
-        f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{anchor}" '
-        f'font-weight="{weight}">{escape(words)}</text>'
-    )

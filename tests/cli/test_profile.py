@@ -171,7 +171,13 @@ def test_own_records_refine_own_answers(run, plain, tmp_path):
     assert done.status == 0, done.err
     (found,) = done.answer["gpus"].items()
     assert found[0] == "a100-80"
-    assert found[1] == {"num_runs": 3, "context_bytes": 310 * 2**20, "reserved_ratio": 2.0, "power_w": None, "step_time_ratios": {}}
+    assert found[1] == {
+        "num_runs": 3,
+        "context_bytes": 310 * 2**20,
+        "reserved_ratio": 2.0,
+        "power_w": None,
+        "step_time_ratios": {},
+    }
     answer = run("estimate", "gpt2", "--gpu", "a100-80", "--json").answer
     memory, before = answer["memory"], plain["memory"]
     assert memory["peak_allocated_bytes"] == before["peak_allocated_bytes"]

@@ -15,24 +15,25 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from peftplan import Request  # noqa: E402
-from peftplan.catalog import find_model  # noqa: E402
-from peftplan.cost.work import step_work  # noqa: E402
-from peftplan.measure.trace import runner  # noqa: E402
-from peftplan.measure.trace.configs import text_config, with_layers  # noqa: E402
-from peftplan.measure.trace.plan import plan_trace  # noqa: E402
-from peftplan.planner import settle  # noqa: E402
-from peftplan.resolve import resolve  # noqa: E402
-from peftplan.specs.work import Work, total_flop  # noqa: E402
+from peftplan import Request
+from peftplan.catalog import find_model
+from peftplan.cost.work import step_work
+from peftplan.measure.trace import runner
+from peftplan.measure.trace.configs import text_config, with_layers
+from peftplan.measure.trace.plan import plan_trace
+from peftplan.planner import settle
+from peftplan.resolve import resolve
+from peftplan.specs.work import Work, total_flop
 
 LENGTH = 128
 CAUSAL, WHOLE, NONE = "half of the pairs", "all pairs", "no fused kernel"

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
+
+import torch
 
 from peftplan import Request, estimate
 from peftplan.errors import BadInput
