@@ -22,6 +22,7 @@ from peftplan.evidence.scoring import Evidence
 from peftplan.evidence.tables import read_table
 from peftplan.measured import read_record
 from peftplan.memory.intervals import kind_of_run
+from peftplan.measured import BYTE_METRICS
 from peftplan.memory.overheads import context
 from peftplan.methods import METHODS
 from peftplan.planner import estimate
@@ -38,7 +39,7 @@ Residual = tuple[str, str, str, float]  # metric, kind of run, configuration, me
 def residual(case: Case) -> Residual | None:
     """One case's residual; None where it is no figure of the allocator or the device, or does not count."""
     run = case.run
-    if run is None or case.apart or run.outcome != "completed":
+    if run is None or case.apart or run.outcome != "completed" or run.metric not in BYTE_METRICS:
         return None
     measured = run.measured.of(run.metric)
     report = estimate(run.request)
