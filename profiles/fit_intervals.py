@@ -20,9 +20,8 @@ from peftplan.catalog.profiles import published_tables, read_measurements, recor
 from peftplan.evidence.rows import Case
 from peftplan.evidence.scoring import Evidence
 from peftplan.evidence.tables import read_table
-from peftplan.measured import read_record
+from peftplan.measured import BYTE_METRICS, read_record
 from peftplan.memory.intervals import kind_of_run
-from peftplan.measured import BYTE_METRICS
 from peftplan.memory.overheads import context
 from peftplan.methods import METHODS
 from peftplan.planner import estimate

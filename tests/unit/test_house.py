@@ -172,7 +172,7 @@ def source_paragraphs() -> dict[str, str]:
     """By file and line: every `Source:` of a docstring or comment, up to the end of its paragraph."""
     found = {}
     for path in FILES:
-        if room(path) in {"catalog", "sources.py"}:  # a record of the catalogue carries its own
+        if room(path) in {"catalog", "sources"}:  # a record of the catalogue carries its own
             continue
         text = path.read_text(encoding="utf-8").replace('"""', "\n\n")
         for match in re.finditer(r"\bSources?: (.+?)(?=\n[ #]*\n|\Z)", text, re.DOTALL):
@@ -186,7 +186,7 @@ def cited() -> set[str]:
     """Keys that something cites: a table, a `Source:`, or any text by a hyphened key or a file's name."""
     tables = {row.source for row in (*OPTIMIZERS.values(), *METHODS.values())}
     paragraphs = "\n".join(source_paragraphs().values())
-    package = "\n".join(path.read_text(encoding="utf-8") for path in FILES if path.name != "sources.py")
+    package = "\n".join(path.read_text(encoding="utf-8") for path in FILES if path.parent.name != "sources")
     return tables | {
         key
         for key, source in SOURCES.items()

@@ -1,0 +1,178 @@
+"""Papers."""
+
+from __future__ import annotations
+
+from peftplan.sources.source import Source
+
+PAPERS: dict[str, Source] = {
+    "lora": Source(
+        "Hu et al., LoRA: Low-Rank Adaptation of Large Language Models",
+        "arXiv:2106.09685, section 4.1",
+        "2021",
+    ),
+    "scaling-laws": Source(
+        "Kaplan et al., Scaling Laws for Neural Language Models",
+        "arXiv:2001.08361, section 2.1 and table 1",
+        "2020",
+    ),
+    "qlora": Source(
+        "Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs",
+        "arXiv:2305.14314, sections 2 and 3",
+        "2023",
+    ),
+    "eight-bit-optimizers": Source(
+        "Dettmers et al., 8-bit Optimizers via Block-wise Quantization",
+        "arXiv:2110.02861, section 3 (quality beside 32-bit states)",
+        "2021",
+    ),
+    "rslora": Source(
+        "Kalajdzievski, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
+        "arXiv:2312.03732, section 3",
+        "2023",
+    ),
+    "flash-attention-2": Source(
+        "Dao, FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning",
+        "arXiv:2307.08691, section 4.1 (flop of a pass)",
+        "2023",
+    ),
+    "dora": Source(
+        "Liu et al., DoRA: Weight-Decomposed Low-Rank Adaptation", "arXiv:2402.09353, section 4", "2024"
+    ),
+    "lora-plus": Source(
+        "Hayou et al., LoRA+: Efficient Low Rank Adaptation of Large Models", "arXiv:2402.12354, section 4", "2024"
+    ),
+    "lora-fa": Source(
+        "Zhang et al., LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models Fine-tuning",
+        "arXiv:2308.03303, section 3",
+        "2023",
+    ),
+    "pissa": Source(
+        "Meng et al., PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models",
+        "arXiv:2404.02948, section 3",
+        "2024",
+    ),
+    "olora": Source(
+        "Buyukakyuz, OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", "arXiv:2406.01775", "2024"
+    ),
+    "loftq": Source(
+        "Li et al., LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models",
+        "arXiv:2310.08659, section 3",
+        "2023",
+    ),
+    "eva": Source(
+        "Paischer et al., One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation",
+        "arXiv:2410.07170",
+        "2024",
+    ),
+    "lora-ga": Source(
+        "Wang et al., LoRA-GA: Low-Rank Adaptation with Gradient Approximation", "arXiv:2407.05000", "2024"
+    ),
+    "corda": Source(
+        "Yang et al., CorDA: Context-Oriented Decomposition Adaptation of Large Language Models",
+        "arXiv:2406.05223",
+        "2024",
+    ),
+    "adalora": Source(
+        "Zhang et al., AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+        "arXiv:2303.10512, section 3",
+        "2023",
+    ),
+    "ia3": Source(
+        "Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",
+        "arXiv:2205.05638, section 3.3",
+        "2022",
+    ),
+    "vera": Source(
+        "Kopiczko et al., VeRA: Vector-based Random Matrix Adaptation", "arXiv:2310.11454, section 3", "2023"
+    ),
+    "adaption-prompt": Source(
+        "Zhang et al., LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention",
+        "arXiv:2303.16199, section 3",
+        "2023",
+    ),
+    "houlsby": Source(
+        "Houlsby et al., Parameter-Efficient Transfer Learning for NLP", "arXiv:1902.00751, section 2", "2019"
+    ),
+    "pfeiffer": Source(
+        "Pfeiffer et al., AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
+        "arXiv:2005.00247, appendix A",
+        "2020",
+    ),
+    "fourierft": Source(
+        "Gao et al., Parameter-Efficient Fine-Tuning with Discrete Fourier Transform",
+        "arXiv:2405.03003, section 3",
+        "2024",
+    ),
+    "loha": Source(
+        "Hyeon-Woo et al., FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning",
+        "arXiv:2108.06098, section 2",
+        "2021",
+    ),
+    "lokr": Source(
+        "Yeh et al., Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation",
+        "arXiv:2309.14859, section 3",
+        "2023",
+    ),
+    "miss": Source(
+        "Kang and Yin, MiSS: Balancing LoRA Performance and Efficiency with Simple Shard Sharing",
+        "arXiv:2409.15371",
+        "2024",
+    ),
+    "oft": Source(
+        "Qiu et al., Orthogonal Finetuning Made Scalable",
+        "arXiv:2506.19847, section 3 (the input is turned)",
+        "2025",
+    ),
+    "ln-tuning": Source(
+        "Zhao et al., Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning",
+        "arXiv:2312.11420",
+        "2023",
+    ),
+    "bitfit": Source(
+        "Ben Zaken et al., BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based "
+        "Masked Language-models",
+        "arXiv:2106.10199",
+        "2021",
+    ),
+    "prompt-tuning": Source(
+        "Lester et al., The Power of Scale for Parameter-Efficient Prompt Tuning",
+        "arXiv:2104.08691, section 2",
+        "2021",
+    ),
+    "prefix-tuning": Source(
+        "Li and Liang, Prefix-Tuning: Optimizing Continuous Prompts for Generation",
+        "arXiv:2101.00190, section 4",
+        "2021",
+    ),
+    "p-tuning": Source("Liu et al., GPT Understands, Too", "arXiv:2103.10385, section 3", "2021"),
+    "mixed-precision": Source(
+        "Micikevicius et al., Mixed Precision Training",
+        "arXiv:1710.03740, section 3.1 (fp32 master copy of weights)",
+        "2017",
+    ),
+    "adafactor": Source(
+        "Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost",
+        "arXiv:1804.04235, section 3 (factored second moment)",
+        "2018",
+    ),
+    "lion": Source(
+        "Chen et al., Symbolic Discovery of Optimization Algorithms",
+        "arXiv:2302.06675, algorithm 2",
+        "2023",
+    ),
+    "roofline": Source(
+        "Williams et al., Roofline: An Insightful Visual Performance Model for Multicore Architectures",
+        "documentation: Communications of the ACM 52(4), doi:10.1145/1498765.1498785",
+        "2009",
+    ),
+    "nvidia-tensor-cores": Source(
+        "Rates of tensor cores by type: 8-bit products at twice the 16-bit rate",
+        "documentation: NVIDIA A100 tensor core GPU architecture whitepaper, table 2",
+        "2020",
+    ),
+    "pcie": Source(
+        "PCI Express: bytes per second of a lane by generation",
+        "documentation: PCI-SIG specifications 3.0 to 5.0, 8 to 32 GT/s with 128b/130b encoding",
+        "2019",
+    ),
+}
