@@ -26,8 +26,10 @@ from peftplan.specs.run import StepSpec
 # Kinds, and programs of one kind, that are kept; a step that none of its kind's programs answers is played.
 MOST_KINDS = 64
 MOST_PROGRAMS = 32
-# Programs that are made before the first of them has to have answered for a further step.
+# Programs that are made before the first of them has to have answered for a further step, and steps that are played
+# before one more is tried: short sequences answer many questions otherwise than long ones, which may come later.
 FIRST_PROGRAMS = 4
+PLAYED_BETWEEN = 8
 
 Opened = TypeVar("Opened", OpenStep, OpenEvaluation)
 
@@ -42,7 +44,7 @@ class _Programs(Generic[Opened]):
 
     def __init__(self) -> None:
         self.known: list[Opened] = []
-        self.num_answered = self.num_failed = 0
+        self.num_answered = self.num_failed = self.num_played = 0
 
     def answer(self, read: Callable[[Opened], Any]) -> Any:
         """What the first program finds that is made for the step; None without one."""
@@ -61,7 +63,9 @@ class _Programs(Generic[Opened]):
     def pays(self) -> bool:
         """Whether one more may be made: programs are used again, and there are not too many."""
         made = len(self.known) + self.num_failed
-        return made < FIRST_PROGRAMS or made < min(self.num_answered, MOST_PROGRAMS)
+        if made >= MOST_PROGRAMS:
+            return False
+        return made < FIRST_PROGRAMS or made < self.num_answered or self.num_played >= PLAYED_BETWEEN
 
 
 class Kind:
@@ -135,6 +139,7 @@ class Kind:
         of_kind = programs[shared]
         found = of_kind.answer(read)
         if found is None and of_kind.pays:
+            of_kind.num_played = 0
             try:
                 program = open_one()
                 found = read(program)
@@ -142,7 +147,10 @@ class Kind:
                 of_kind.num_failed += 1
             else:
                 of_kind.known.insert(0, program)
-        return play() if found is None else found
+        if found is not None:
+            return found
+        of_kind.num_played += 1
+        return play()
 
 
 class Plays:

@@ -107,3 +107,15 @@ def test_kinds_are_made_once_and_the_oldest_goes(monkeypatch):
     for key in ("a", "b", "a", "c", "a", "b"):
         plays.kind(key, lambda key=key: made.append(key) or object())
     assert made == ["a", "b", "c", "b"]
+
+
+def test_a_grid_may_begin_with_short_sequences(monkeypatch):
+    """Sequences too short to have answers in common do not keep longer ones from being read from one play."""
+    model, step = applied("llama-3-8b", {})
+    kind, played = Kind(model, 0), []
+    monkeypatch.setattr(
+        "peftplan.memory.repeated.play_step", lambda *asked: played.append(asked) or play_step(*asked)
+    )
+    for seq_len in range(64, 6400, 64):
+        kind.step(replace(step, micro_batch=1, seq_len=seq_len))
+    assert 0 < len(played) < 20
