@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from peftplan.memory.elementwise import ElementwiseOps, unary_backward
+from peftplan.memory.elementwise import ElementwiseOps
 from peftplan.memory.graph import WITH_LAST
+from peftplan.memory.views import unary_backward
 from peftplan.memory.workspaces.embedding import UNSORTED_INDICES, embedding_backward_sizes
 from peftplan.memory.workspaces.reductions import layer_norm_backward_sizes, softmax_backward_sizes
 from peftplan.specs.formats import BOOL, FP16, FP32, DType
