@@ -169,12 +169,13 @@ def memory_of(plan: Plan, settled: Settled, breakdown: bool = True) -> Memory:
     resident = account.resident
     middle = reserved + resident.paged_bytes + outside.middle_bytes
     kind = kind_of_run(plan.method.frozen_base, plan.method_spec.quant is not None)
+    bounds = around_device(kind, reserved + resident.paged_bytes, outside, plan.step.compute_capability)
     return Memory.model_construct(
         peak_moment=account.peak_moment,
         peak_allocated_bytes=account.peak_allocated_bytes,
         peak_reserved_bytes=reserved,
         device_bytes=middle,
-        interval=Interval.model_construct(**asdict(around_device(kind, reserved + resident.paged_bytes, outside))),
+        interval=Interval.model_construct(**asdict(bounds)),
         resident=ResidentBytes.model_construct(
             weights=resident.weights.requested,
             adapters=resident.adapters.requested,

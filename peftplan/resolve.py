@@ -134,7 +134,7 @@ def settle_fields(request: Request, method: Method | PeftMethod, max_seq_len: in
         accumulating=filled.grad_accum > 1,
         master_weights=filled.precision == "bf16-master",
         optimizer=filled.optimizer or "adamw",
-        compute_capability=_capability(gpu),
+        compute_capability=capability_of(gpu),
         padding=filled.padding,
         use_reentrant=filled.use_reentrant,
         keep_outputs=filled.keep_outputs,
@@ -179,7 +179,7 @@ def _find_gpu(name: str) -> GpuRecord:
     return gpu
 
 
-def _capability(gpu: GpuRecord | None) -> tuple[int, int]:
+def capability_of(gpu: GpuRecord | None) -> tuple[int, int]:
     """The GPU's generation; without a GPU, or without CUDA, the reference GPU's."""
     for record in (gpu, find_gpu(REFERENCE_GPU)):
         if record is not None and record.compute_capability is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from peftplan.catalog import find_gpu
 from peftplan.catalog.profiles import published_tables, read_measurements, record_files
 from peftplan.evidence.rows import Case
 from peftplan.evidence.scoring import Evidence
@@ -25,6 +26,7 @@ from peftplan.memory.intervals import kind_of_run
 from peftplan.memory.overheads import context
 from peftplan.methods import METHODS
 from peftplan.planner import estimate
+from peftplan.resolve import capability_of
 
 TARGET = Path(__file__).parents[1] / "peftplan" / "catalog" / "residuals.json"
 COVERAGE = 0.9
@@ -32,7 +34,8 @@ LEAST_CONFIGURATIONS = 9  # below it no rank leaves out a tenth of what is to co
 WIDENING = 1.5  # a choice, not a measurement: for kinds of run that nobody measured
 DIGITS = 4
 
-Residual = tuple[str, str, str, float]  # metric, kind of run, configuration, measured / predicted - 1
+# metric, kind of run, configuration, measured / predicted - 1, compute capability
+Residual = tuple[str, str, str, float, str]
 
 
 def residual(case: Case) -> Residual | None:
@@ -45,15 +48,17 @@ def residual(case: Case) -> Residual | None:
     count = case.num_trainable
     if measured is None or (count and abs(report.method.num_trainable_params / count - 1) > 0.01):
         return None
+    capability = capability_of(find_gpu(run.request.gpu) if run.request.gpu else None)
+    generation = ".".join(map(str, capability))
     kind = kind_of_run(METHODS[report.method.kind].frozen_base, report.request["quant"] is not None)
     memory = report.memory
     if run.metric == "allocated":
-        return "allocated", kind, case.config_key, measured / memory.peak_allocated_bytes - 1
+        return "allocated", kind, case.config_key, measured / memory.peak_allocated_bytes - 1, generation
     predicted = memory.peak_reserved_bytes
     if run.metric == "device":
-        outside = context(run.hardware.compute_capability or (8, 0)).middle_bytes
+        outside = context(capability).middle_bytes
         measured, predicted = measured - outside, memory.device_bytes - outside
-    return "reserved", kind, case.config_key, measured / predicted - 1
+    return "reserved", kind, case.config_key, measured / predicted - 1, generation
 
 
 def half_width(residuals: list[float], coverage: float = COVERAGE) -> float:
@@ -65,8 +70,11 @@ def half_width(residuals: list[float], coverage: float = COVERAGE) -> float:
 def fit(found: list[Residual], newest: str) -> dict[str, Any]:
     """The file's content."""
     by_configuration: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for metric, kind, key, value in found:
+    generations: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for metric, kind, key, value, generation in found:
         by_configuration[metric, kind, key].append(value)
+        generations[metric, kind][generation].add(key)
+        generations[metric, "all"][generation].add(f"{kind} {key}")
     groups: dict[tuple[str, str], list[float]] = defaultdict(list)
     for (metric, kind, _), values in by_configuration.items():
         groups[metric, kind].append(median(values))
@@ -74,7 +82,15 @@ def fit(found: list[Residual], newest: str) -> dict[str, Any]:
     rows = []
     for (metric, kind), values in sorted(groups.items()):
         half = round(half_width(values), DIGITS)
-        rows.append({"metric": metric, "kind": kind, "configurations": len(values), "half_frac": half})
+        rows.append(
+            {
+                "metric": metric,
+                "kind": kind,
+                "by_compute_capability": {g: len(keys) for g, keys in sorted(generations[metric, kind].items())},
+                "configurations": len(values),
+                "half_frac": half,
+            }
+        )
     return {
         "made_by": "profiles/fit_intervals.py from profiles/records and profiles/published",
         "date": newest,

@@ -32,5 +32,7 @@ def serve(first: str = "plan") -> None:
         with st.sidebar:
             plan_form(filled_fields(state.plan()))
     st.title(page.title)
-    state.write(page.title)  # before the page: whoever turns to another one meanwhile keeps the plan
+    turned = state.write(page.title)  # before the page: whoever turns to another one meanwhile keeps the plan
     page.run()
+    if turned:
+        state.write_again()

@@ -35,18 +35,29 @@ def begin() -> None:
         session.words = dict(asked)
 
 
-def write(page: str) -> None:
-    """Write the words into the link; a page that was just turned to has none yet, whatever it says of itself."""
+def write(page: str) -> bool:
+    """Write the words into the link; whether the page was just turned to.
+
+    Such a page has none yet, whatever it says of itself, and a browser that is still turning may lose what it is
+    told: its words are written once more when it is drawn.
+    """
     session, link = st.session_state, dict(words())
     if len(link.get(CONFIG, "")) > LONGEST_IN_LINK:
         link[CONFIG] = ""  # whoever opens it is asked for the config
-    if st.query_params.to_dict() != link or session.get("page") != page:
+    turned: bool = session.get("page") != page
+    if st.query_params.to_dict() != link or turned:
         st.query_params.from_dict(link)
     session.page = page
     links: list[Words] = session.links
     if link not in links:
         links.append(link)
         del links[:-_MOST_LINKS]
+    return turned
+
+
+def write_again() -> None:
+    """Write the words as they stand in the link once more."""
+    st.query_params.from_dict(st.query_params.to_dict())
 
 
 def words() -> Words:

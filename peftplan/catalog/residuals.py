@@ -19,7 +19,8 @@ _FILE = Path(__file__).with_name("residuals.json")
 class Residuals:
     """Below which size `measured / predicted - 1` lay with the stated coverage, in so many configurations.
 
-    `measured`: the configurations were of the kind asked for; otherwise those of all kinds, widened.
+    `measured`: the configurations were of the kind asked for, on the generation of GPUs asked for; otherwise those
+    of all kinds, widened.
     """
 
     half_frac: float
@@ -46,14 +47,16 @@ def fit_date() -> str:
     return _fit().date
 
 
-def residuals(metric: str, kind: str) -> Residuals:
-    """The residuals of a metric for runs of a kind (`full`, `adapters`, `packed`)."""
+def residuals(metric: str, kind: str, compute_capability: tuple[int, int]) -> Residuals:
+    """The residuals of a metric for runs of a kind (`full`, `adapters`, `packed`) on a generation of GPUs."""
     fit = _fit()
     own = fit.groups.get((metric, kind))
-    if own is not None and own["configurations"] >= fit.least_configurations:
+    generation = ".".join(map(str, compute_capability))
+    if own is not None and own["by_compute_capability"].get(generation, 0) >= fit.least_configurations:
         return Residuals(own["half_frac"], own["configurations"], True)
     everything = fit.groups[metric, "all"]
-    return Residuals(everything["half_frac"] * fit.widening, everything["configurations"], False)
+    reach = max(everything["half_frac"] * fit.widening, own["half_frac"] if own is not None else 0.0)
+    return Residuals(reach, everything["configurations"], False)
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from peftplan import engines, planner
+from peftplan.catalog import find_gpu
 from peftplan.errors import MachineLacks, PeftplanError
 from peftplan.evidence.rows import Case, cases
 from peftplan.evidence.tables import Table
@@ -18,6 +19,7 @@ from peftplan.measured import BYTE_METRICS, METRICS, MeasuredRun, Metric
 from peftplan.memory.intervals import around, kind_of_run
 from peftplan.methods import METHODS
 from peftplan.report import Report
+from peftplan.resolve import capability_of
 from peftplan.scores import Score
 
 if TYPE_CHECKING:
@@ -190,7 +192,8 @@ def _interval(report: Report, metric: str) -> tuple[float, float]:
         return memory.interval.low_bytes, memory.interval.high_bytes
     kind = kind_of_run(METHODS[report.method.kind].frozen_base, report.request["quant"] is not None)
     predicted = memory.peak_allocated_bytes if metric == "allocated" else memory.peak_reserved_bytes
-    bounds = around(metric, kind, predicted)
+    name = report.request["gpu"]
+    bounds = around(metric, kind, predicted, capability_of(find_gpu(name) if name else None))
     return bounds.low_bytes, bounds.high_bytes
 
 

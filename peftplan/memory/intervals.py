@@ -2,14 +2,14 @@
 
 Split-conformal: the sizes of the residuals `measured / predicted - 1` of configurations, each counted once, are
 ranked, and the interval reaches as far, on both sides, as the rank that the stated coverage asks for. Kinds of
-run that were measured too seldom take the residuals of all kinds, widened.
+run that were measured too seldom, or on other generations of GPUs only, take the residuals of all kinds, widened.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peftplan.catalog.residuals import coverage, fit_date, residuals
+from peftplan.catalog.residuals import Residuals, coverage, fit_date, residuals
 from peftplan.memory.overheads import Context
 
 
@@ -30,15 +30,16 @@ def kind_of_run(frozen_base: bool, packed: bool) -> str:
     return "packed" if packed else "adapters"
 
 
-def around(metric: str, kind: str, predicted_bytes: int) -> Bounds:
-    """Around an allocator's figure, `allocated` or `reserved`."""
-    reach = round(predicted_bytes * residuals(metric, kind).half_frac)
-    return Bounds(max(predicted_bytes - reach, 0), predicted_bytes + reach, coverage(), _words(metric, kind))
+def around(metric: str, kind: str, predicted_bytes: int, compute_capability: tuple[int, int]) -> Bounds:
+    """Around an allocator's figure, `allocated` or `reserved`, on a generation of GPUs."""
+    found = residuals(metric, kind, compute_capability)
+    reach = round(predicted_bytes * found.half_frac)
+    return Bounds(max(predicted_bytes - reach, 0), predicted_bytes + reach, coverage(), _words(metric, found))
 
 
-def around_device(kind: str, reserved_bytes: int, outside: Context) -> Bounds:
+def around_device(kind: str, reserved_bytes: int, outside: Context, compute_capability: tuple[int, int]) -> Bounds:
     """Around the process on the device: reserved (and paged) bytes, and the context's own spread."""
-    inside = around("reserved", kind, reserved_bytes)
+    inside = around("reserved", kind, reserved_bytes, compute_capability)
     return Bounds(
         inside.low_bytes + outside.low_bytes,
         inside.high_bytes + outside.high_bytes,
@@ -55,7 +56,6 @@ def is_certain(fits: bool, low_bytes: int, high_bytes: int, usable_bytes: int) -
     return high_bytes <= usable_bytes or (low_bytes > usable_bytes and not fits)
 
 
-def _words(metric: str, kind: str) -> str:
-    found = residuals(metric, kind)
+def _words(metric: str, found: Residuals) -> str:
     ground = f"measured {metric} of {found.configurations} configurations up to {fit_date()}"
-    return ground if found.measured else f"{ground}, none or few of this kind of run: widened"
+    return ground if found.measured else f"{ground}, none or few of this kind of run on this kind of GPU: widened"

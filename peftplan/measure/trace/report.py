@@ -201,7 +201,7 @@ def _memory(
 def _device_bounds(plan: TracePlan, held: int) -> Bounds:
     """The interval around the process, for what the allocator and paged states hold."""
     outside = outside_allocator(plan.request, plan.settings.gpu, plan.settings.step)
-    return around_device(_kind_of_run(plan), held, outside)
+    return around_device(_kind_of_run(plan), held, outside, plan.settings.step.compute_capability)
 
 
 def _kind_of_run(plan: TracePlan) -> str:
