@@ -13,7 +13,7 @@ def interval(gpu: str) -> tuple[Interval, int]:
 
 
 def test_a_generation_that_nobody_measured_is_less_certain() -> None:
-    """LoRA runs were measured on Turing: there the interval is narrower than on Hopper, which says that it is wider."""
+    """LoRA runs were measured on Turing: there the interval is narrower than on Hopper, which says why."""
     turing, reserved = interval("t4")
     hopper, _ = interval("h100")
     assert hopper.high_bytes - hopper.low_bytes > (turing.high_bytes - turing.low_bytes) + reserved // 20
