@@ -198,7 +198,7 @@ def _fit(gpu: GpuRecord, plan: Plan, settled: Settled, memory: Memory) -> GpuFit
     rather than its reserved peak compared with it. Paged optimizer states can move to the host.
     """
     fits = completes_on(gpu, plan, settled)
-    headroom = _capacity(gpu, plan) - settled.replay.least_capacity_bytes
+    headroom = settled.replay.spare_bytes(_capacity(gpu, plan))
     return GpuFit.model_construct(
         name=gpu.name,
         num_gpus=plan.request.gpus,

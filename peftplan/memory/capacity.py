@@ -47,6 +47,10 @@ class AllocatorRun:
                 low = middle
         return high
 
+    def spare_bytes(self, capacity_bytes: int) -> int:
+        """What a device of so many bytes for the allocator has beyond the least; below 0, what it lacks."""
+        return capacity_bytes - self.least_capacity_bytes
+
     def completes(self, capacity_bytes: int) -> bool:
         """Whether the run ends on a device that has this many bytes for the allocator."""
         if capacity_bytes >= self.reserved_bytes:

@@ -84,6 +84,12 @@ class Extrapolated(AllocatorRun):
         # blocks' state, and what those blocks save
         self.beside_bytes = round_up(small, SMALL_SEGMENT) + max(unplayed, 0) + standing.unreplayed_bytes
 
+    def spare_bytes(self, capacity_bytes: int) -> int:
+        """As every run's; where all that is reserved has room, beyond that, so that nothing is searched for."""
+        if capacity_bytes >= self.reserved_bytes:
+            return capacity_bytes - self.reserved_bytes
+        return super().spare_bytes(capacity_bytes)
+
     @property
     def sections(self) -> list[Section]:
         """The run, section by section."""
