@@ -139,18 +139,22 @@ def step_time_of(plan: Plan, settled: Settled) -> Time | None:
     """Seconds of a step on the card that is named; None without one, or where its rates are not known."""
     if plan.gpu is None:
         return None
-    kernels = plan.request.kernels
-    if kernels not in settled.works:
-        settled.works[kernels] = step_work(settled.model, plan.step, settled.account, kernels)
     gradients = settled.account.resident.gradients.requested
-    return time_of(plan.request, plan.gpu, settled.works[kernels], gradients)
+    return time_of(plan.request, plan.gpu, _work(plan, settled), gradients)
 
 
 def work_of(request: Request) -> Work:
     """What a step of a request computes and moves: of one micro-batch, and the update."""
     plan = resolve(request)
-    settled = settle(plan)
-    return step_work(settled.model, plan.step, settled.account, plan.request.kernels)
+    return _work(plan, settle(plan))
+
+
+def _work(plan: Plan, settled: Settled) -> Work:
+    """The same of a run that is settled; read once for each way in which kernels run."""
+    kernels = plan.request.kernels
+    if kernels not in settled.works:
+        settled.works[kernels] = step_work(settled.model, plan.step, settled.account, kernels)
+    return settled.works[kernels]
 
 
 def cost_of(plan: Plan, memory: Memory, time: Time | None) -> tuple[Cost | None, tuple[str, ...]]:

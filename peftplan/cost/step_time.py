@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from peftplan.catalog import GpuRecord
 from peftplan.catalog.step_time_fit import Constants, step_time_fit
 from peftplan.cost.rates import Rates, peak_flop_per_s, rates
+from peftplan.parallel.data_parallel import BUCKET
 from peftplan.specs.work import KINDS, PHASES, Work
-from peftplan.units import MIB
 
 # Phases in the order in which the host launches them; checkpointing recomputes within backward.
 _HOST_PHASES = ("forward", "backward", "optimizer_step")
@@ -33,7 +33,6 @@ _HOST_PHASE = {phase: _HOST_PHASES.index("backward" if phase == "recompute" else
 _LOOKUP_FRAC = 0.6  # 1.36 to 2.07 times as fast as comparing one after the other. Source: bnb-lookup
 _ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _NEAR = frozenset({"elementwise", "reduction", "matmul", "attention"})  # they read what was just written
-_BUCKET_BYTES = 25 * MIB  # DDP sums gradients in buckets of this size. Source: torch-ddp
 _BOUNDS = {
     "matmul": "compute",
     "attention": "compute",
@@ -179,7 +178,7 @@ def _exposed_s(setting: Setting, bytes_per_s: float, backward_s: float) -> float
     if n == 1 or not setting.gradient_bytes:
         return 0.0
     whole = 2 * (n - 1) / n * setting.gradient_bytes / bytes_per_s
-    last = whole * min(1.0, _BUCKET_BYTES / setting.gradient_bytes)
+    last = whole * min(1.0, BUCKET / setting.gradient_bytes)
     return max(whole - backward_s, last)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -18,3 +22,19 @@ def published() -> Validation:
     """The published tables under the closed form."""
     tables = tuple(read_table(path) for path in sorted(PUBLISHED.glob("*.csv")))
     return validation(score(Evidence(tables), ["closed"]))
+
+
+@pytest.fixture
+def program() -> Callable[[str], ModuleType]:
+    """Loads a program of `profiles/`, which is no package, by its name."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, PUBLISHED.parent / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -88,24 +87,15 @@ def test_the_readme_shows_the_errors(published: Validation, request: pytest.Fixt
     assert README.read_text(encoding="utf-8") == wanted
 
 
-def fit_program() -> ModuleType:
-    """profiles/fit_intervals.py, which is no package."""
-    spec = importlib.util.spec_from_file_location("fit_intervals", REPOSITORY / "profiles" / "fit_intervals.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_numbers_behind_intervals_are_up_to_date(request: pytest.FixtureRequest) -> None:
+def test_the_numbers_behind_intervals_are_up_to_date(
+    program: Callable[[str], ModuleType], request: pytest.FixtureRequest
+) -> None:
     """The committed residuals are those that the records give now (--regenerate-golden renews them)."""
-    program = fit_program()
-    text = program.content()
+    fitted = program("fit_intervals")
+    text = fitted.content()
     if request.config.getoption("--regenerate-golden"):
-        program.TARGET.write_text(text, encoding="utf-8")
-    now, kept = json.loads(text), json.loads(program.TARGET.read_text(encoding="utf-8"))
+        fitted.TARGET.write_text(text, encoding="utf-8")
+    now, kept = json.loads(text), json.loads(fitted.TARGET.read_text(encoding="utf-8"))
     assert {(g["metric"], g["kind"], g["configurations"]) for g in now["groups"]} == {
         (g["metric"], g["kind"], g["configurations"]) for g in kept["groups"]
     }
@@ -113,19 +103,19 @@ def test_the_numbers_behind_intervals_are_up_to_date(request: pytest.FixtureRequ
         assert one["half_frac"] == pytest.approx(other["half_frac"], abs=BUDGET)
 
 
-def test_held_out_configurations_lie_in_intervals_fitted_without_them() -> None:
+def test_held_out_configurations_lie_in_intervals_fitted_without_them(program: Callable[[str], ModuleType]) -> None:
     """Leaving out one configuration after the other, 88 to 97 % of those left out lie within the others' reach."""
-    program = fit_program()
-    cases = [case for _, case in program.shipped_evidence().cases()]
+    fitted = program("fit_intervals")
+    cases = [case for _, case in fitted.shipped_evidence().cases()]
     by_configuration: dict[tuple[str, str], list[float]] = {}
     for case in cases:
-        value = program.residual(case)
+        value = fitted.residual(case)
         if value is not None:
             by_configuration.setdefault((value[0], value[2]), []).append(value[3])
     for metric in ("allocated", "reserved"):
         values = [sorted(v)[len(v) // 2] for (m, _), v in by_configuration.items() if m == metric]
         inside = [
-            abs(value) <= program.half_width(values[:place] + values[place + 1 :])
+            abs(value) <= fitted.half_width(values[:place] + values[place + 1 :])
             for place, value in enumerate(values)
         ]
         assert 0.88 <= sum(inside) / len(inside) <= 0.97, metric

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -68,39 +67,28 @@ def test_speeds_above_a_cards_peak_are_refused_by_name(speeds: Validation) -> No
     assert not row.used
 
 
-def fit_program() -> ModuleType:
-    """profiles/fit_step_time.py, which is no package."""
-    spec = importlib.util.spec_from_file_location("fit_step_time", REPOSITORY / "profiles" / "fit_step_time.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_constants_are_up_to_date(request: pytest.FixtureRequest) -> None:
+def test_the_constants_are_up_to_date(program: Callable[[str], ModuleType], request: pytest.FixtureRequest) -> None:
     """No constant that is fitted does better a twentieth up or down (--regenerate-golden renews them)."""
-    program = fit_program()
+    fitted = program("fit_step_time")
     if request.config.getoption("--regenerate-golden"):
-        program.TARGET.write_text(program.content(), encoding="utf-8")
+        fitted.TARGET.write_text(fitted.content(), encoding="utf-8")
         step_time_fit.cache_clear()
     shipped = step_time_fit().constants
-    chosen, newest = program.points()
+    chosen, newest = fitted.points()
     assert step_time_fit().date == newest
-    kept = program.loss(chosen, shipped) ** 0.5
-    for name in program.FITTED:
+    kept = fitted.loss(chosen, shipped) ** 0.5
+    for name in fitted.FITTED:
         for factor in (1 / 1.05, 1.05):
-            value = min(getattr(shipped, name) * factor, program.LIMITS.get(name, 1.0))
-            assert program.loss(chosen, replace(shipped, **{name: value})) ** 0.5 >= kept - DRIFT, name
+            value = min(getattr(shipped, name) * factor, fitted.LIMITS.get(name, 1.0))
+            assert fitted.loss(chosen, replace(shipped, **{name: value})) ** 0.5 >= kept - DRIFT, name
 
 
-def test_no_cards_steps_are_off_to_one_side() -> None:
+def test_no_cards_steps_are_off_to_one_side(program: Callable[[str], ModuleType]) -> None:
     """With the shipped constants every card's median signed error stays within 25 %, the A100's within 2 %."""
-    program = fit_program()
+    fitted = program("fit_step_time")
     shipped = step_time_fit().constants
     by_card: dict[str, list[float]] = {}
-    for point in program.points()[0]:
+    for point in fitted.points()[0]:
         by_card.setdefault(point.gpu.key, []).append(point.error(shipped))
     middles = {gpu: sorted(errors)[len(errors) // 2] for gpu, errors in by_card.items()}
     assert abs(middles["a100-80"]) <= 0.02

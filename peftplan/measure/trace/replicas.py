@@ -26,7 +26,7 @@ class Buckets:
         if not dist.is_available():
             raise MachineLacks("--gpus: this torch was built without torch.distributed; install one that has it")
         self.tracker = tracker
-        self.ready: list[torch.Tensor] = []
+        self.ready: dict[int, torch.Tensor] = {}  # by identity, in the order in which their gradients were
         self.watching = True
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(self._is_ready)
@@ -38,14 +38,15 @@ class Buckets:
             return
         self.watching = False
         # of the same sizes on a device that the assignment may read
-        like = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in self.ready]
+        ready = list(self.ready.values())
+        like = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in ready]
         groups = dist._compute_bucket_assignment_by_size(like, [FIRST_BUCKET, BUCKET_BYTES])[0]
         self.held.clear()
-        self.held = self._make([[self.ready[number] for number in group] for group in groups])
+        self.held = self._make([[ready[number] for number in group] for group in groups])
 
     def _is_ready(self, parameter: torch.Tensor) -> None:
-        if self.watching and not any(parameter is one for one in self.ready):
-            self.ready.append(parameter)
+        if self.watching:
+            self.ready.setdefault(id(parameter), parameter)
 
     def _make(self, groups: list[list[torch.Tensor]]) -> list[torch.Tensor]:
         made = [
