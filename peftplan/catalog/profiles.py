@@ -36,6 +36,11 @@ def published_tables() -> list[Path]:
     return sorted((shipped_folder() / "published").glob("*.csv"))
 
 
+def published_file(name: str) -> bytes:
+    """A file that belongs to those tables: settings and assumptions of their rows."""
+    return (shipped_folder() / "published" / name).read_bytes()
+
+
 def record_files() -> list[Path]:
     """The records of real runs, JSON files: those shipped, then the user's."""
     found = [

@@ -24,7 +24,7 @@ from peftplan.evidence.stacks import (
     trl_fields,
 )
 from peftplan.evidence.tables import Row
-from peftplan.methods import METHODS
+from peftplan.methods import METHODS, Method
 from peftplan.optimizers import OPTIMIZERS
 
 
@@ -95,7 +95,8 @@ def _length_words(row: Row) -> str:
 
 def _method(row: Row) -> Fields:
     words = needed(row, "method").lower()
-    name, _, variant = re.sub(r"\(.*?\)", "", words).strip().partition("/")
+    name, _, variant = re.sub(r"\(.*?\)", "", words).strip().replace("_", "-").partition("/")
+    variant = variant.removeprefix("init-")
     fields: Fields = {"method": name}
     if variant == "rslora":
         fields["use_rslora"] = True
@@ -118,6 +119,10 @@ _QUANT: dict[str, Fields] = {
 }
 
 
+def _known(row: Row) -> Method:
+    return METHODS[_method(row)["method"]]
+
+
 def _storage(row: Row) -> Fields:
     word = first_word(row.get("quant_norm", "") or "none")
     if word not in _QUANT:
@@ -132,14 +137,18 @@ def _storage(row: Row) -> Fields:
 
 
 def _quantised(row: Row) -> bool:
-    method = METHODS.get(first_word(row.get("method", "")))
-    return method is not None and method.default_quant is not None
+    return _known(row).default_quant is not None
 
 
 def _adapter(row: Row) -> Fields:
-    if not METHODS[first_word(row["method"]).split("/")[0]].frozen_base:
+    method = _known(row)
+    if not method.frozen_base:
         return {}
-    fields: Fields = {"rank": whole(row, "lora_rank"), "targets": _targets(row), **adapter_format(row)}
+    fields = adapter_format(row)
+    if "rank" in method.takes and (method.default_rank is None or text_of(row, "lora_rank")):
+        fields["rank"] = whole(row, "lora_rank")
+    if "targets" in method.takes:
+        fields["targets"] = _targets(row)
     dropout = number(row, "lora_dropout")
     if dropout is not None:
         fields["dropout"] = dropout
@@ -175,7 +184,7 @@ def _precision(row: Row) -> Fields:
         raise SetAside(f"mixed_precision {shown(words)} is not modelled")
     if mixed is not None and re.search(r"params|fsdp|master", words, re.IGNORECASE):
         raise SetAside(f"mixed_precision {shown(words)} is not modelled yet")
-    if METHODS[first_word(row["method"]).split("/")[0]].frozen_base:
+    if _known(row).frozen_base:
         return {"base_dtype": base, "precision": f"{mixed}-mixed" if mixed in ("bf16", "fp16") else base}
     trained = FLOATS.get(first_word(row.get("trainable_dtype_effective", "")), base)
     if mixed in ("bf16", "fp16") and trained == "fp32":

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from peftplan.catalog import find_gpu
+from peftplan.cost.buckets import Bucketed
+from peftplan.evidence import comparison
 from peftplan.evidence.cells import SetAside, first_word, number, text_of, whole
 from peftplan.evidence.libraries import day_of, libraries
 from peftplan.evidence.mapping import gpu_key, request_fields
@@ -46,6 +48,7 @@ class Case:
     reason: str = ""
     apart: str = ""
     num_trainable: int | None = None  # as the source counts it
+    batches: Bucketed | None = None  # where the figure is a share of steps whose lengths vary
 
 
 def cases(table: Table) -> list[Case]:
@@ -75,6 +78,7 @@ def _case(row: Row, place: int, kind: Kind | Literal["timed"]) -> Case:
     except SetAside as error:
         reason = str(error)
     metric = _metric_word(row, kind)
+    varied = kind == "memory" and run is not None and comparison.is_of_comparison(row)
     return Case(
         row=place,
         source=row.get("source", ""),
@@ -86,6 +90,7 @@ def _case(row: Row, place: int, kind: Kind | Literal["timed"]) -> Case:
         reason=reason,
         apart=apart if run is not None else "",
         num_trainable=_count(row),
+        batches=comparison.batches(row) if varied else None,
     )
 
 
@@ -109,7 +114,7 @@ def memory_run(row: Row) -> MeasuredRun:
     """A row of memory.csv."""
     metric = _metric(row)
     measured = _measured_bytes(row)
-    request = _request(row)
+    request = comparison.request(row) if comparison.is_of_comparison(row) else _request(row)
     tokens = number(row, "tokens_per_s") if "per gpu" in row.get("tokens_per_s_scope", "").lower() else None
     return MeasuredRun.model_construct(
         kind="published",
@@ -131,6 +136,9 @@ def memory_run(row: Row) -> MeasuredRun:
 
 def _metric(row: Row) -> Metric:
     words = text_of(row, "metric_norm")
+    if comparison.is_of_comparison(row):
+        comparison.example_lengths(number(row, "mean_tokens_per_sample") or 0.0)
+        return "reserved"
     if words == "torch_reserved_p99":
         raise SetAside("99th percentile of reserved memory after each of many steps of varying length: no peak")
     if words not in _METRICS:

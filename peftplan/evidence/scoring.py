@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING
 
 from peftplan import engines, planner
 from peftplan.catalog import find_gpu
+from peftplan.cost.buckets import Bucketed
 from peftplan.errors import MachineLacks, PeftplanError
+from peftplan.evidence.comparison import SHARE
 from peftplan.evidence.rows import Case, cases
 from peftplan.evidence.tables import Table
 from peftplan.evidence.time_rows import impossible
 from peftplan.measured import BYTE_METRICS, METRICS, MeasuredRun, Metric
 from peftplan.memory.intervals import around, kind_of_run
 from peftplan.methods import METHODS
+from peftplan.packing import is_packed
 from peftplan.report import Report
 from peftplan.resolve import capability_of
 from peftplan.scores import Score
+from peftplan.varied import reserved_share
 
 if TYPE_CHECKING:
     from peftplan.measure.trace.process import Worker
@@ -91,6 +95,7 @@ class _Predictor:
         self._stack = stack
         self._worker: Worker | None = None
         self._known: dict[tuple[str, str], Report | str] = {}
+        self._shares: dict[tuple[str, int], int] = {}
 
     def predict(self, run: MeasuredRun, name: str) -> Report | str:
         """The answer, or the reason why there is none."""
@@ -103,6 +108,13 @@ class _Predictor:
                     raise
                 self._known[key] = str(error)
         return self._known[key]
+
+    def share(self, run: MeasuredRun, batches: Bucketed) -> int:
+        """What is reserved after a step at most, in the share of steps that peft's comparison reports."""
+        key = (run.request.model_dump_json(), batches.emptied_every)
+        if key not in self._shares:
+            self._shares[key] = reserved_share(run.request, batches, SHARE)
+        return self._shares[key]
 
     def _ask(self, run: MeasuredRun, name: str) -> Report:
         if name != "trace":
@@ -119,6 +131,8 @@ def _can_trace() -> bool:
 def _score(file: str, case: Case, name: str, predictor: _Predictor) -> Score:
     if case.run is None:
         return _set_aside(file, case, name, case.reason)
+    if case.batches is not None and name != "closed":
+        return _set_aside(file, case, name, "steps of varying length are replayed by the closed form alone")
     answer = predictor.predict(case.run, name)
     if isinstance(answer, str):
         return _set_aside(file, case, name, answer)
@@ -128,8 +142,12 @@ def _score(file: str, case: Case, name: str, predictor: _Predictor) -> Score:
     if count and abs(answer.method.num_trainable_params / count - 1) > _SAME_COUNT:
         text = f"the source trains {count:,} parameters, this configuration {answer.method.num_trainable_params:,}"
         return _set_aside(file, case, name, text)
-    scored = _out_of_memory if case.run.outcome == "out_of_memory" else _completed
-    return scored(file, case, name, answer)
+    if case.run.outcome == "out_of_memory":
+        return _out_of_memory(file, case, name, answer)
+    predicted = _predicted(answer, case.run.metric)
+    if case.batches is not None:
+        predicted = float(predictor.share(case.run, case.batches))
+    return _completed(file, case, name, answer, predicted)
 
 
 def _untimed(run: MeasuredRun, report: Report) -> str:
@@ -159,12 +177,11 @@ def _predicted(report: Report, metric: Metric) -> float:
     return float(figures[metric])
 
 
-def _completed(file: str, case: Case, name: str, report: Report) -> Score:
+def _completed(file: str, case: Case, name: str, report: Report, predicted: float) -> Score:
     assert case.run is not None
     measured = case.run.measured.of(case.run.metric)
     assert measured is not None
-    predicted = _predicted(report, case.run.metric)
-    low, high = _interval(report, case.run.metric)
+    low, high = _interval(report, case.run.metric, predicted)
     weighed = {
         "predicted": predicted,
         "measured": measured,
@@ -180,7 +197,7 @@ def _completed(file: str, case: Case, name: str, report: Report) -> Score:
     return _blank(file, case, name).model_copy(update={"used": True, **weighed})
 
 
-def _interval(report: Report, metric: str) -> tuple[float, float]:
+def _interval(report: Report, metric: str, predicted: float) -> tuple[float, float]:
     """Where a figure is expected: the report's own for the device and for time, the allocator's for its figures."""
     memory, time = report.memory, report.time
     if time is not None and metric == "step_s":
@@ -190,10 +207,9 @@ def _interval(report: Report, metric: str) -> tuple[float, float]:
         return tokens / time.interval.high_s, tokens / time.interval.low_s
     if metric == "device":
         return memory.interval.low_bytes, memory.interval.high_bytes
-    kind = kind_of_run(METHODS[report.method.kind].frozen_base, report.request["quant"] is not None)
-    predicted = memory.peak_allocated_bytes if metric == "allocated" else memory.peak_reserved_bytes
+    kind = kind_of_run(METHODS[report.method.kind].frozen_base, is_packed(report.request["quant"]))
     name = report.request["gpu"]
-    bounds = around(metric, kind, predicted, capability_of(find_gpu(name) if name else None))
+    bounds = around(metric, kind, round(predicted), capability_of(find_gpu(name) if name else None))
     return bounds.low_bytes, bounds.high_bytes
 
 

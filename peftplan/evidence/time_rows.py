@@ -15,14 +15,14 @@ from pydantic import ValidationError
 
 from peftplan.catalog import find_gpu, find_model
 from peftplan.errors import shown
+from peftplan.evidence import comparison
 from peftplan.evidence.cells import SetAside, first_word, flag, needed, number, text_of, whole
 from peftplan.evidence.libraries import version_fields
-from peftplan.evidence.mapping import gpu_key, request_fields
+from peftplan.evidence.mapping import gpu_key
 from peftplan.evidence.stacks import Fields
 from peftplan.evidence.tables import Row
 from peftplan.methods import METHODS
 from peftplan.request import Request
-from peftplan.versions import parse
 
 _FUSED = ("foak", "fast-kernels", "liger")
 # What batches of varying length come to, where a batch holds samples of about one length.
@@ -77,16 +77,11 @@ def speed(row: Row) -> float | None:
 
 def timed_request(row: Row) -> Request:
     """A row of memory.csv as the run whose speed it states; raises SetAside."""
-    experiment = re.search(r"\bexperiment=([^;]+)", row.get("notes", ""))
-    if experiment is not None and (variant := _VARIANTS.search(experiment[1])):
-        raise SetAside(f"variant {shown(variant[0])} of the method is not modelled yet")
     row = {**row, **_typical_length(row)}
-    if first_word(row.get("method", "")) == "oft" and parse(version_fields(row).get("peft", "0.21")) < (0, 16, 1):
-        raise SetAside("oft of peft before 0.16.1 was another program, with twice the parameters")
     fused = kernels_of(f"{row.get('framework_config', '')} {row.get('fused_ce', '')}")
     if flag(row, "compile"):
         fused, row = {"kernels": "compiled"}, {**row, "compile": ""}
-    return _request({**request_fields(row), **fused})
+    return _request({**comparison.fields_of(row), **fused})
 
 
 def _typical_length(row: Row) -> dict[str, str]:
@@ -110,9 +105,12 @@ def throughput_request(row: Row) -> Request:
     if hfu is not None and hfu > 1:
         raise SetAside(impossible(row.get("gpu", ""), hfu))
     fields: Fields = {}
+    known = comparison.settings(row.get("kernels", ""))
+    if known:
+        row = {**row, "method": known["method"], "kernels": ""}
     for rule in (_method, _cards, _model, _shape, _kernels, _adapters, _releases):
         fields |= rule(row)
-    return _request(fields)
+    return _request(fields | known)
 
 
 def impossible(gpu: str, hfu: float) -> str:

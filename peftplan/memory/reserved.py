@@ -77,7 +77,7 @@ class _Run:
                 yield Section([(key, -size) for key, size in held])
                 held = []
         script = Script(self.keys)
-        self.update.write(script, self.first.gradients, number == 0)
+        script.free(self.update.write(script, self.first.gradients, number == 0))
         script.free(held)
         if not trainer:
             script.free(self.batch)

@@ -76,8 +76,8 @@ class Update:
         # groups of parameters follow one another: first those that decay
         self.groups = [[row for row in trained if row.decayed is decayed] for decayed in (True, False)]
 
-    def write(self, script: Script, gradients: Sequence[Event | None], first: bool) -> None:
-        """One step, the `first` with the states that it makes; no gradients are left."""
+    def write(self, script: Script, gradients: Sequence[Event | None], first: bool) -> list[Event]:
+        """One step, the `first` with the states that it makes; the gradients that are left are returned."""
         if self.clips:
             self._clip(script)
         if self.masters:
@@ -95,7 +95,7 @@ class Update:
                 if states is not None:
                     script.new(size for _ in group for size in next(states))
                 self._together(script, group)
-        script.free(made for made in gradients if made is not None)
+        return [made for made in gradients if made is not None]
 
     def _states(self) -> Iterator[list[int]]:
         """The states of each tensor, with those of the first that needs them the tables that all share."""

@@ -5,6 +5,11 @@ from __future__ import annotations
 from peftplan.sources.source import TRANSFORMERS, Source
 
 RUNS: dict[str, Source] = {
+    "peft-comparison": Source(
+        "The method comparison of peft: how it takes batches, empties the cache and samples memory",
+        "documentation and programs of huggingface/peft, method_comparison/MetaMathQA: run.py, utils.py, data.py",
+        "2026",
+    ),
     "young-checkpoint": Source(
         "Young, A First Order Approximation to the Optimum Checkpoint Interval",
         "Communications of the ACM 17(9), pages 530 to 531; documentation of the formula sqrt(2 save M)",

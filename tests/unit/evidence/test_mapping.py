@@ -70,7 +70,7 @@ def test_each_column_says_its_part(changes: dict[str, str], field: str, value: o
     ("changes", "reason"),
     [
         ({"method": "full/galore"}, "not modelled"),
-        ({"method": "prefix_tuning"}, "not modelled"),
+        ({"method": "lora/unheard-of"}, "not modelled"),
         ({"quant_norm": "gptq-int4"}, "gptq-int4"),
         ({"n_gpus": "2", "sharding": "fsdp full_shard"}, "2 GPUs"),
         ({"sharding": "FSDP2"}, "sharding"),

@@ -29,7 +29,7 @@ def steps_of(run: Settled) -> tuple[list[Event], list[Event], list[Event]]:
     update, keys = Update(run.model, run.replay.step), count()
     scripts = [Script(keys), Script(keys)]
     for script, first in zip(scripts, (True, False)):
-        update.write(script, gradients, first)
+        script.free(update.write(script, gradients, first))
     return gradients, scripts[0].events, scripts[1].events
 
 
