@@ -6,14 +6,13 @@ between two calls of `torch.cuda.empty_cache`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from random import Random
+from itertools import accumulate, islice
 
 from peftplan.specs.lengths import Lengths
 
-_SEED = 0
 _WINDOWS = 5  # replayed, around the one that the share of steps falls on
 _STEPS = 2  # of a window: what is reserved hardly grows once batches become shorter
 
@@ -36,12 +35,19 @@ def batch_lengths(batches: Bucketed, batch: int, seq_len: int) -> list[int]:
     tokens = [min(length, seq_len) for length, _ in batches.lengths.counts]
     shares = list(accumulate(count for _, count in batches.lengths.counts))
     size = batch * batches.bucket_batches
-    draw = Random(_SEED)  # noqa: S311 - lengths, no secrets
+    drawn = (tokens[bisect_left(shares, frac * shares[-1])] for frac in _draws())
     found: list[int] = []
     while len(found) < batches.num_steps:
-        bucket = sorted(draw.choices(tokens, cum_weights=shares, k=size), reverse=True)
-        found += bucket[::batch]
+        found += sorted(islice(drawn, size), reverse=True)[::batch]
     return found[: batches.num_steps]
+
+
+def _draws() -> Iterator[float]:
+    """Numbers between 0 and 1 as if at random, always the same: Park and Miller's minimal standard generator."""
+    state, modulus = 1, 2147483647
+    while True:
+        state = state * 48271 % modulus
+        yield state / modulus
 
 
 def steps_at(longest: Sequence[int], batches: Bucketed, frac: float) -> tuple[list[list[int]], int]:
