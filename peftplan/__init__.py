@@ -8,21 +8,41 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from peftplan.advice.fit import fit
     from peftplan.advice.recommend import recommend
-    from peftplan.engines import compare, estimate
+    from peftplan.engines import compare, estimate, merge
+    from peftplan.merging.options import Merging
     from peftplan.report import Report
     from peftplan.request import Request
+    from peftplan.serving.options import Serving
+    from peftplan.serving.service import serve
     from peftplan.sweeps import sweep
 
 __version__ = "0.1.0"
-__all__ = ["Report", "Request", "__version__", "compare", "estimate", "fit", "recommend", "sweep"]
+__all__ = [
+    "Merging",
+    "Report",
+    "Request",
+    "Serving",
+    "__version__",
+    "compare",
+    "estimate",
+    "fit",
+    "merge",
+    "recommend",
+    "serve",
+    "sweep",
+]
 
 _HOMES = {
     "Request": "peftplan.request",
     "Report": "peftplan.report",
     "estimate": "peftplan.engines",
     "compare": "peftplan.engines",
+    "merge": "peftplan.engines",
+    "Merging": "peftplan.merging.options",
     "fit": "peftplan.advice.fit",
     "recommend": "peftplan.advice.recommend",
+    "serve": "peftplan.serving.service",
+    "Serving": "peftplan.serving.options",
     "sweep": "peftplan.sweeps",
 }
 

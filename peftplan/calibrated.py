@@ -7,6 +7,7 @@ from peftplan.catalog.calibration import Calibration, GpuCalibration
 from peftplan.memory.intervals import is_certain, kind_of_run
 from peftplan.memory.overheads import context
 from peftplan.methods import METHODS
+from peftplan.packing import is_packed
 from peftplan.report import Cost, GpuFit, Report, Time
 from peftplan.request import Request
 from peftplan.timing import rescaled
@@ -61,7 +62,7 @@ def calibrated(report: Report, calibration: Calibration | None) -> Report:
 def _timed(report: Report, own: GpuCalibration) -> Time | None:
     """The step as long as this machine's own steps of the kind were."""
     method = METHODS.get(report.method.kind)
-    kind = kind_of_run(method is None or method.frozen_base, report.request.get("quant") is not None)
+    kind = kind_of_run(method is None or method.frozen_base, is_packed(report.request.get("quant")))
     ratio = own.step_time_ratio(kind)
     return report.time if report.time is None or ratio is None else rescaled(report.time, ratio)
 

@@ -24,7 +24,10 @@ RISKS = ("none", "low", "moderate", "high")
 
 # Methods that hold less than full fine-tuning, and what a method fills in where a request leaves it open.
 LIGHTER_METHODS = ("lora", "qlora")
-FILLED_BY_METHOD = ("precision", "base_dtype", "quant", "kbit_prepare")
+FILLED_BY_METHOD = (
+    *("precision", "base_dtype", "kbit_prepare"),
+    *("quant", "quant_bits", "quant_block_size", "quant_options"),
+)
 # Fields with lighter choices: each choice with its risk.
 LIGHTER_CHOICES = {
     "loss": (("fused", "none"), ("chunked", "none")),

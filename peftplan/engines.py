@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from peftplan.measure.trace.process import Worker
     from peftplan.measure.trace.recording import Recording
     from peftplan.measure.trace.report import TraceReport
+    from peftplan.merging.answers import MergeReport
+    from peftplan.merging.options import Merging
 
 Progress = Callable[[float, str], None]
 NO_TIME_OR_COST = "no time and no cost: these are the closed form's, which does not know this model or method"
@@ -71,6 +73,19 @@ def compare(requests: Iterable[Request], progress: Progress | None = None) -> Co
     if asked[0].engine == "trace":
         found = tuple(one.model_copy(update={"bytes": one.bytes[::-1]}) for one in found)
     return comparison.model_copy(update={"differences": found})
+
+
+def merge(request: Request, merging: Merging | None = None, progress: Progress | None = None) -> MergeReport:
+    """Ways to merge the adapter of a request, by the engine that it names: the trace runs peft's own merge."""
+    from peftplan.merging.service import merge as answer
+
+    if request.engine != "trace":
+        return answer(request, merging)
+    from peftplan.measure.trace.merged import TracedMerges
+
+    with new_worker() as worker:
+        traced = TracedMerges(request, worker, progress)
+        return answer(request, merging, traced.play)
 
 
 def _alike(one: Request, other: Request) -> bool:

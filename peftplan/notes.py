@@ -5,10 +5,15 @@ from __future__ import annotations
 from peftplan.catalog import GpuRecord
 from peftplan.memory.player import Player
 from peftplan.methods import SHARED, Method
+from peftplan.methods.quantizers import QUANTIZERS
+from peftplan.optimizers import OPTIMIZERS
+from peftplan.optimizers.asked import optimizer_notes
+from peftplan.packing import is_packed
 from peftplan.request import Request
 from peftplan.resolve import Plan
 from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
+from peftplan.styles import style_notes
 
 MATH_ATTENTION = (
     "attention: torch's flash and memory-efficient kernels do not take these heads, types and masks on "
@@ -27,9 +32,14 @@ def plan_notes(plan: Plan, model: ModelSpec, played: Player) -> list[str]:
     """Notes on a planned run, as its step was played."""
     request = plan.request
     notes = [plan.found.origin, recipe_note(request, plan.method.frozen_base, plan.step.autocast)]
+    notes += plan.method_spec.base_notes
     notes += length_notes(request, model.max_seq_len)
     notes += plan.method.notes
+    notes += optimizer_notes(
+        OPTIMIZERS[plan.step.optimizer], plan.step.optimizer_in_backward, plan.step.trainer
+    )
     notes += unused_notes(request, plan.method)
+    notes += style_notes(request)
     notes.extend(model.notes)
     if "math" in played.attention_kernels:
         notes.append(MATH_ATTENTION)
@@ -67,10 +77,11 @@ def gpu_notes(gpu: GpuRecord | None) -> list[str]:
 def recipe_note(request: Request, frozen_base: bool, autocast: DType | None) -> str:
     """The precision recipe in words; the request has its defaults filled in."""
     text = f"recipe {request.precision}: base in {request.base_dtype}"
-    if request.quant:
-        text += f", linears packed as {request.quant}" + (
-            " with double quantisation" if request.double_quant and request.quant != "int8" else ""
-        )
+    if is_packed(request.quant):
+        row = QUANTIZERS[str(request.quant)]
+        text += f", linears packed as {row.name}"
+        text += f" in {request.quant_bits} bits" if len(row.bits) > 1 else ""
+        text += " with double quantisation" if request.double_quant and row.double_quant else ""
     if frozen_base:
         text += f", adapters in {request.adapter_dtype}"
     text += f", autocast to {autocast.short}" if autocast else ", no autocast"

@@ -9,14 +9,18 @@ from dataclasses import asdict, dataclass, field
 from peftplan.breakdown import NOT_BROKEN_DOWN
 from peftplan.catalog import GpuRecord
 from peftplan.changes import single_changes
+from peftplan.cost.generating import generation_s
 from peftplan.cost.work import step_work
 from peftplan.errors import BadInput, PeftplanError
+from peftplan.initialising import initialisation_of
 from peftplan.memory.account import Account, account_of
 from peftplan.memory.extrapolated import Extrapolated
+from peftplan.memory.generated import before_a_step, within_evaluation
 from peftplan.memory.intervals import around_device, is_certain, kind_of_run
 from peftplan.memory.load import Loading, evaluation_peak
 from peftplan.memory.repeated import Kind, Plays, shapeless
 from peftplan.memory.reserved import Replay
+from peftplan.memory.trained import check_optimizer
 from peftplan.notes import plan_notes
 from peftplan.report import (
     SCHEMA_VERSION,
@@ -36,8 +40,10 @@ from peftplan.report import (
 )
 from peftplan.request import NO_LENGTH, Request, states_run
 from peftplan.resolve import FULL_RECIPES, Plan, outside_allocator, resolve
+from peftplan.specs.formats import BF16
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.work import Work
+from peftplan.styles import put_reference
 from peftplan.timing import time_notes, time_of
 
 
@@ -71,13 +77,16 @@ def settle(plan: Plan, plays: Plays | None = None) -> Settled:
     if settled is None:
         step = plan.step
         kind = (plays or Plays()).kind((*shaped, shapeless(step)), lambda: _kind(plan))
-        settled_account = account_of(kind.step(step), kind.resident(step), step)
+        made = before_a_step(kind.model, step)
+        settled_account = account_of(kind.step(step), kind.resident(step), step, made)
         settled = _KEPT[key] = Settled(
             model=kind.model,
             num_params=kind.num_params,
             account=settled_account,
             replay=kind.replay(step, settled_account, every_block),
-            evaluation_peak_bytes=evaluation_peak(kind.evaluation, step, settled_account.resident),
+            evaluation_peak_bytes=evaluation_peak(
+                kind.evaluation, step, settled_account.resident, within_evaluation(kind.model, step)
+            ),
             load=kind.load(step),
         )
         while len(_KEPT) > _KEPT_AT_MOST:
@@ -89,6 +98,9 @@ def _kind(plan: Plan) -> Kind:
     model = plan.model
     num_params = model.num_params()
     plan.method.apply(model, plan.method_spec)
+    if plan.step.style.reference in ("adapter-off", "model"):
+        put_reference(model, plan.model, plan.method_spec, plan.step.style)
+    check_optimizer(model, plan.step)
     return Kind(model, num_params)
 
 
@@ -120,6 +132,7 @@ def estimate(
             num_trainable_params=resident.num_trainable,
             trainable_frac=resident.num_trainable / (num_params + resident.num_adapter),
             adapter_checkpoint_bytes=resident.adapter_checkpoint_bytes,
+            initialisation=initialisation_of(settled.model, plan.step, plan.gpu, memory.moments["loaded"]),
         ),
         memory=memory,
         gpu=_fit(plan.gpu, plan, settled, memory) if plan.gpu is not None else None,
@@ -140,7 +153,11 @@ def step_time_of(plan: Plan, settled: Settled) -> Time | None:
     if plan.gpu is None:
         return None
     gradients = settled.account.resident.gradients.requested
-    return time_of(plan.request, plan.gpu, _work(plan, settled), gradients)
+    made = settled.account.generated
+    before_s = None
+    if made is not None:
+        before_s = generation_s(made, settled.model, plan.gpu, (plan.step.autocast or BF16).short)
+    return time_of(plan.request, plan.gpu, _work(plan, settled), gradients, before_s)
 
 
 def work_of(request: Request) -> Work:
@@ -191,6 +208,8 @@ def memory_of(plan: Plan, settled: Settled, breakdown: bool = True) -> Memory:
         moments=account.moments,
         evaluation_peak_bytes=settled.evaluation_peak_bytes,
         load=LoadBytes.model_construct(**asdict(settled.load)),
+        optimizer_paged_bytes=resident.paged_bytes,
+        optimizer_host_bytes=resident.host.requested,
         breakdown=account.breakdown if breakdown else NOT_BROKEN_DOWN,
     )
 

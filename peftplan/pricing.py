@@ -23,10 +23,11 @@ from peftplan.errors import BadInput
 from peftplan.report import Cost, Memory, Time
 from peftplan.request import NO_LENGTH, Request
 from peftplan.run_length import RunLength, length_of
+from peftplan.styles import style_of
 from peftplan.units import HOUR_S, format_duration
 
 # Parts of a step that take as long whatever its tokens are.
-FIXED_TERMS = ("optimizer", "communication")
+FIXED_TERMS = ("optimizer", "communication", "transfer")
 _ENERGY = "energy is that of the GPUs, drawing "
 _OF_DATA = ("packing", "group_by_length", "chars_per_token")  # options that say nothing without a training set
 
@@ -126,7 +127,8 @@ def run_cost(
 
 
 def _run(request: Request, time: Time, facts: Facts, length: RunLength) -> Run:
-    tokens_per_step = request.micro_batch * request.grad_accum * request.gpus * (request.seq_len or 1)
+    rows = request.micro_batch * style_of(request).rows
+    tokens_per_step = rows * request.grad_accum * request.gpus * (request.seq_len or 1)
     evals = 0
     if request.eval_tokens is not None:
         evals = max(1, length.num_steps // request.eval_every) if request.eval_every else 1

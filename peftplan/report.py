@@ -25,6 +25,24 @@ class ModelFacts(_Frozen):
     num_active_params: int
 
 
+class InitialisationFacts(_Frozen):
+    """What a method computes once before training, from weights, inputs or gradients (`reads`).
+
+    `beside_bytes` are the most that is allocated beside the model, passes of the model and solvers' workspaces not
+    counted; `peak_allocated_bytes` the same with the loaded model. `num_flop` are those of the factorisations in
+    fp32, and `least_s` what they would take at the card's rate of products, which solvers do not reach: no less.
+    `disk_bytes` are written beside the adapter, for what `disk` says.
+    """
+
+    reads: str
+    beside_bytes: int
+    peak_allocated_bytes: int
+    num_flop: float
+    least_s: float | None
+    disk_bytes: int
+    disk: str
+
+
 class MethodFacts(_Frozen):
     """What trains, and what a saved adapter takes (in the adapter's format; 0 without an adapter)."""
 
@@ -32,6 +50,7 @@ class MethodFacts(_Frozen):
     num_trainable_params: int
     trainable_frac: float
     adapter_checkpoint_bytes: int
+    initialisation: InitialisationFacts | None = None
 
 
 class Interval(_Frozen):
@@ -77,6 +96,8 @@ class MemoryFigures(_Frozen):
     moments: dict[str, int]
     evaluation_peak_bytes: int | None
     load: LoadBytes | None
+    optimizer_paged_bytes: int = 0  # states in managed memory, which `device_bytes` has, at worst, on the device
+    optimizer_host_bytes: int = 0  # what an offloaded optimizer keeps in the host's memory: in no other figure
 
 
 class Memory(MemoryFigures):

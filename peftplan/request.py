@@ -15,14 +15,17 @@ Precision = Literal["bf16", "bf16-mixed", "bf16-master", "fp16", "fp16-mixed", "
 FloatName = Literal["fp32", "bf16", "fp16"]
 AttentionName = Literal["sdpa", "flash", "eager"]
 LossName = Literal["standard", "fused", "chunked"]
-QuantName = Literal["nf4", "fp4", "int8"]
+QuantName = Literal["none", "nf4", "fp4", "int8", "gptq", "awq", "hqq", "aqlm", "fp8", "mxfp4"]
 LoopName = Literal["plain", "trainer"]
 KernelsName = Literal["eager", "fused", "compiled"]
 ShardingName = Literal["none", "ddp"]
 EngineName = Literal["closed", "trace"]
+StyleName = Literal["sft", "classification", "dpo", "orpo", "kto", "grpo"]
+ReferenceName = Literal["adapter-off", "model", "precomputed"]
 
 MAX_TOKENS = 10**8
 MAX_RANK = 10**6
+MAX_LABELS = 10**6
 MAX_GPUS = 4096
 MAX_RUN_TOKENS = 10**15
 MAX_EPOCHS = 10**4
@@ -47,6 +50,52 @@ class Request(BaseModel):
         Field(description="catalogue name or alias, config file, folder, Hub id, or a config as a mapping"),
     ]
     method: Annotated[str, Field(description="fine-tuning method: see `peftplan methods`")] = "lora"
+    style: Annotated[
+        StyleName,
+        Field(
+            description="training style: sft (the next token), classification (a score head over whole sequences), "
+            "dpo and orpo (pairs with and without a reference; a micro-batch counts pairs), kto (single completions "
+            "against a reference), grpo (completions that the policy generates)"
+        ),
+    ] = "sft"
+    reference: Annotated[
+        ReferenceName | None,
+        Field(
+            description="what a policy is held against: the base with its adapters off, a second model, or "
+            "log-probabilities computed before; default adapter-off, for full fine-tuning model"
+        ),
+    ] = None
+    num_generations: Annotated[
+        int | None,
+        Field(
+            ge=2,
+            le=MAX_TOKENS,
+            strict=True,
+            description="completions of each prompt under --style grpo; default as many as a step has, up to 8",
+        ),
+    ] = None
+    prompt_len: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_TOKENS, strict=True, description="tokens of a prompt; with --completion-len: --seq-len"),
+    ] = None
+    completion_len: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_TOKENS,
+            strict=True,
+            description="tokens of a sequence that are its completion; default half of --seq-len",
+        ),
+    ] = None
+    num_labels: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_LABELS,
+            strict=True,
+            description="classes of --style classification, 1 for a regression; default 2",
+        ),
+    ] = None
     micro_batch: Annotated[
         int, Field(ge=1, le=MAX_TOKENS, strict=True, description="sequences in one forward pass")
     ] = 1
@@ -61,6 +110,13 @@ class Request(BaseModel):
     ] = None
     padding: Annotated[
         bool, Field(description="the batch is padded: rows differ in length, so attention needs a mask")
+    ] = False
+    padding_free: Annotated[
+        bool,
+        Field(
+            description="a micro-batch is one row of all its tokens, told apart by positions: TRL's padding_free, "
+            "and its packing"
+        ),
     ] = False
     grad_accum: Annotated[
         int, Field(ge=1, le=MAX_TOKENS, strict=True, description="micro-batches per optimizer step")
@@ -97,14 +153,30 @@ class Request(BaseModel):
         FloatName | None,
         Field(description="format the frozen or initial weights are loaded in; default by recipe"),
     ] = None
-    quant: Annotated[QuantName | None, Field(description="storage of the frozen linears; default by method")] = None
+    quant: Annotated[
+        QuantName | None,
+        Field(
+            description="storage of the frozen linears; default by method, or by the quantization_config that a config "
+            "states; none: as they were before"
+        ),
+    ] = None
+    quant_bits: Annotated[
+        Literal[1, 2, 3, 4, 8] | None, Field(description="bits of a packed weight; default 4, or what --quant has")
+    ] = None
+    quant_options: Annotated[
+        dict[str, Any],
+        Field(description="options of one quantiser alone, such as axis=0 (hqq) or codebooks=2x8 (aqlm)"),
+    ] = {}
     double_quant: Annotated[bool, Field(description="quantise the block scales of 4-bit weights a second time")] = (
         True
     )
     quant_block_size: Annotated[
-        Literal[32, 64, 128, 256, 512, 1024, 2048, 4096],
-        Field(description="weights that share one 4-bit scale"),
-    ] = 64
+        Literal[32, 64, 128, 256, 512, 1024, 2048, 4096, 16, 8, -1] | None,
+        Field(
+            description="weights that share one scale (group size); default 64, gptq, awq and fp8 128, "
+            "aqlm 8; -1: a whole row"
+        ),
+    ] = None
     kbit_prepare: Annotated[
         bool | None,
         Field(description="peft's prepare_model_for_kbit_training; default on for qlora"),
@@ -114,8 +186,20 @@ class Request(BaseModel):
         Field(description="TRL's casts of a 4-bit model under bf16: output head and embeddings bf16, norms fp32"),
     ] = False
     optimizer: Annotated[
-        str | None, Field(description="optimizer; default adamw (foreach), adamw-fused for Trainer")
+        str | None,
+        Field(description="optimizer: see `peftplan optimizers`; default adamw (foreach), adamw-fused for Trainer"),
     ] = None
+    optimizer_options: Annotated[
+        dict[str, Any],
+        Field(description="options of one optimizer alone: see `peftplan optimizers`"),
+    ] = {}
+    optimizer_in_backward: Annotated[
+        bool,
+        Field(
+            description="each weight is updated as its gradient comes, by an optimizer of its own: gradients are "
+            "never all there"
+        ),
+    ] = False
     checkpointing: Annotated[
         bool, Field(description="gradient checkpointing, per block; non-reentrant unless asked for")
     ] = True
@@ -198,6 +282,15 @@ class Request(BaseModel):
         int | None,
         Field(ge=1, le=MAX_RUN_TOKENS, strict=True, description="steps between checkpoints; default: at the end"),
         COUNTED,
+    ] = None
+    eval_generate: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_TOKENS,
+            strict=True,
+            description="tokens that an evaluation generates behind each sequence (predict_with_generate)",
+        ),
     ] = None
     price: Annotated[
         float | None,

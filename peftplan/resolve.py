@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,15 @@ from peftplan.catalog.lookup import FoundModel, find_config
 from peftplan.errors import BadInput, NotFound
 from peftplan.memory.overheads import Context, outside
 from peftplan.methods import METHODS, Method, Options
-from peftplan.optimizers import OPTIMIZERS
+from peftplan.optimizers import OPTIMIZERS, canonical
+from peftplan.optimizers.asked import Run, optimizer_options, refuse_run
+from peftplan.packing import Packing, is_packed, packing_of
 from peftplan.request import Request
-from peftplan.specs.formats import BF16, FLOAT_DTYPES, FP16, FP32, DType, QuantFormat
+from peftplan.specs.formats import BF16, FLOAT_DTYPES, FP16, FP32, DType
 from peftplan.specs.method import MethodSpec
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.run import StepSpec
+from peftplan.styles import filled_style, saved_whole, style_of, styled
 from peftplan.versions import LIBRARIES, Versions, versions_of
 
 DEFAULT_SEQ_LEN = 2048
@@ -77,7 +80,8 @@ class Plan:
     @property
     def model(self) -> ModelSpec:
         """The model as its config has it: another one each time, since a method rewrites what it is given."""
-        return self._first.pop() if self._first else _built(self.found, self.versions)
+        model = self._first.pop() if self._first else _built(self.found, self.versions)
+        return styled(model, self.step.style)
 
 
 # By model and versions: the positions a model takes, so that it need not be built to be known again.
@@ -96,7 +100,7 @@ def resolve(request: Request) -> Plan:
         _LIMITS[key] = first[0].max_seq_len
         while len(_LIMITS) > _LIMITS_AT_MOST:
             _LIMITS.popitem(last=False)
-    made = settle_fields(request, method, _LIMITS[key])
+    made = settle_fields(request, method, _LIMITS[key], found.config)
     return Plan(made.request, found, _LIMITS[key], method, made.method, made.step, made.gpu, versions, first)
 
 
@@ -104,21 +108,31 @@ def _built(found: FoundModel, versions: Versions) -> ModelSpec:
     return build_model(found.config, f"config of {found.id}", versions)
 
 
-def settle_fields(request: Request, method: Method | PeftMethod, max_seq_len: int | None) -> Settings:
+def settle_fields(
+    request: Request, method: Method | PeftMethod, max_seq_len: int | None, config: Mapping[str, Any] | None = None
+) -> Settings:
     """Fill in defaults and refuse contradictions of a run whose model takes at most so many positions."""
     gpu = _find_gpu(request.gpu) if request.gpu is not None else None
-    filled = _fill(request, method, max_seq_len)
-    choose("--optimizer", filled.optimizer or "", OPTIMIZERS)
+    packing = packing_of(request, method, config or {}, capability_of(gpu))
+    filled = _fill(request, method, max_seq_len, packing)
+    optimizer = choose("--optimizer", filled.optimizer or "", OPTIMIZERS, "all: `peftplan optimizers`")
+    options = optimizer_options(optimizer, filled.optimizer_options, config or {}, filled.loop == "trainer")
+    filled = filled.model_copy(update={"optimizer_options": dict(options)})
+    in_backward, masters = filled.optimizer_in_backward, filled.precision == "bf16-master"
+    refuse_run(optimizer, options, Run(in_backward, filled.grad_accum, filled.gpus, masters))
     weights, autocast = _formats(filled, method)
     spec = MethodSpec(
         rank=filled.rank,
         dropout=filled.dropout,
         targets=filled.targets if isinstance(filled.targets, str) else tuple(filled.targets),
-        bias=filled.bias,
-        modules_to_save=tuple(filled.modules_to_save),
+        bias=filled.bias if "bias" in getattr(method, "takes", ("bias",)) else "none",
+        modules_to_save=saved_whole(filled, getattr(method, "takes", ())),
         adapter_dtype=FLOAT_DTYPES[filled.adapter_dtype],
         base_dtype=weights,
-        quant=_quant(filled),
+        quant=packing.format,
+        quant_skips=packing.skips,
+        loaded_from=packing.loaded_from,
+        base_notes=packing.notes,
         kbit_prepare=bool(filled.kbit_prepare),
         trl_casts=filled.trl_casts,
         options=method_options(method, filled.method_options),
@@ -132,12 +146,16 @@ def settle_fields(request: Request, method: Method | PeftMethod, max_seq_len: in
         loss=filled.loss,
         trainer=filled.loop == "trainer",
         accumulating=filled.grad_accum > 1,
-        master_weights=filled.precision == "bf16-master",
-        optimizer=filled.optimizer or "adamw",
+        master_weights=masters,
+        optimizer=optimizer.name,
+        optimizer_options=options,
+        optimizer_in_backward=in_backward,
         compute_capability=capability_of(gpu),
         padding=filled.padding,
         use_reentrant=filled.use_reentrant,
         keep_outputs=filled.keep_outputs,
+        style=style_of(filled),
+        padding_free=filled.padding_free,
         data_parallel=filled.gpus > 1,
         num_batches=filled.grad_accum if filled.loop == "trainer" else 1,
     )
@@ -149,8 +167,8 @@ def requested_versions(request: Request) -> Versions:
     return versions_of({name: getattr(request, name) for name in LIBRARIES})
 
 
-def choose(option: str, name: str, table: dict[str, Any]) -> Any:
-    """A row by name, case and underscores apart; an unknown name lists what there is."""
+def choose(option: str, name: str, table: dict[str, Any], where: str = "") -> Any:
+    """A row by name, case and underscores apart; an unknown name lists what there is, or says where that stands."""
     key = name.strip().lower().replace("_", "-")
     if key in table:
         return table[key]
@@ -158,7 +176,7 @@ def choose(option: str, name: str, table: dict[str, Any]) -> Any:
 
     near = get_close_matches(key, table, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise BadInput(f"{option} {name!r} is unknown; there are {', '.join(table)}{hint}")
+    raise BadInput(f"{option} {name!r} is unknown; {where or 'there are ' + ', '.join(table)}{hint}")
 
 
 def find_requested(model: str | dict[str, Any]) -> FoundModel:
@@ -187,13 +205,14 @@ def capability_of(gpu: GpuRecord | None) -> tuple[int, int]:
     raise NotFound(f"the catalogue holds no CUDA record for {REFERENCE_GPU}; reinstall peftplan")
 
 
-def _fill(request: Request, method: Method | PeftMethod, max_seq_len: int | None) -> Request:
+def _fill(
+    request: Request, method: Method | PeftMethod, max_seq_len: int | None, packing: Packing
+) -> Request:
     """The request with defaults that depend on other fields or on the model."""
-    quant = request.quant or method.default_quant
     optimizer = request.optimizer or ("adamw-fused" if request.loop == "trainer" else "adamw")
     prepare = request.kbit_prepare
     if prepare is None:
-        prepare = method.default_quant is not None and quant is not None
+        prepare = method.default_quant is not None and packing.format is not None
     if request.keep_outputs and request.loop == "trainer":
         raise BadInput("--keep-outputs is of a loop that names them; Trainer drops them; leave one of the two out")
     if request.use_reentrant and not request.checkpointing:
@@ -218,10 +237,11 @@ def _fill(request: Request, method: Method | PeftMethod, max_seq_len: int | None
             "method_options": dict(method_options(method, request.method_options)),
             "precision": precision,
             "base_dtype": base,
-            "quant": quant,
+            **packing.fields,
             "kbit_prepare": prepare,
             "sharding": "ddp" if request.gpus > 1 else request.sharding,
-            "optimizer": optimizer.strip().lower().replace("_", "-"),
+            "optimizer": canonical(optimizer),
+            **filled_style(request, method, request.seq_len or min(DEFAULT_SEQ_LEN, limit)),
             **requested_versions(request).by_name(),
         }
     )
@@ -254,7 +274,7 @@ def _formats(request: Request, method: Method | PeftMethod) -> tuple[DType, DTyp
                 "--precision bf16-master keeps fp32 masters of all weights, but "
                 f"--method {method.name} freezes them; use bf16 or bf16-mixed"
             )
-        if request.kbit_prepare and request.quant is None:
+        if request.kbit_prepare and not is_packed(request.quant):
             raise BadInput(
                 "--kbit-prepare prepares a quantised base, and none is asked for; add --quant nf4 "
                 "or use --method qlora"
@@ -265,19 +285,13 @@ def _formats(request: Request, method: Method | PeftMethod) -> tuple[DType, DTyp
             f"--precision {precision} with full fine-tuning keeps weights in {weights.short}, but "
             f"--base-dtype is {base.short}; leave --base-dtype out or choose another recipe"
         )
-    if request.quant is not None:
+    if is_packed(request.quant):
         raise BadInput(
             f"--quant {request.quant} packs frozen weights, but --method full trains them; use --method qlora"
         )
     if request.kbit_prepare:
         raise BadInput("--kbit-prepare freezes the base, but --method full trains it; leave it out")
     return weights, autocast
-
-
-def _quant(request: Request) -> QuantFormat | None:
-    if request.quant is None:
-        return None
-    return QuantFormat(request.quant, request.quant_block_size, request.double_quant)
 
 
 def outside_allocator(request: Request, gpu: GpuRecord | None, step: StepSpec) -> Context:

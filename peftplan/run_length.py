@@ -9,6 +9,7 @@ from peftplan.cost.lengths import Batching, packed, padded
 from peftplan.report import DataFacts
 from peftplan.request import Request
 from peftplan.specs.lengths import Lengths
+from peftplan.styles import style_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,11 @@ def length_of(request: Request) -> RunLength:
     if request.data is not None:
         return _length_of_data(request, seq_len, rows)
     if request.tokens is not None:
-        steps = -(-request.tokens // (rows * seq_len))
+        steps = -(-request.tokens // (rows * seq_len * style_of(request).rows))
         return RunLength(steps, request.tokens, 1.0, notes=tuple(_total_notes(request)))
     sequences = _up((request.examples or 0) * request.epochs)
     note = f"examples are taken as full sequences of {seq_len:,} tokens; --data says how long they are"
-    return RunLength(ceil(sequences / rows), sequences * seq_len, 1.0, notes=(note,))
+    return RunLength(ceil(sequences / rows), sequences * seq_len * style_of(request).rows, 1.0, notes=(note,))
 
 
 def _length_of_data(request: Request, seq_len: int, rows: int) -> RunLength:

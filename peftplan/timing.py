@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from peftplan.catalog import GpuRecord
 from peftplan.catalog.step_time_fit import step_time_fit
+from peftplan.cost.generating import with_generation
 from peftplan.cost.rates import rates
 from peftplan.cost.step_time import Setting, StepTime, step_time
 from peftplan.report import Time, TimeInterval
 from peftplan.request import Request
 from peftplan.specs.work import Work
+from peftplan.styles import style_of
 from peftplan.versions import parse
 
 NO_TIME = "{}: no time is predicted, since no rate of its matrix products is known in the types of this step"
@@ -31,8 +33,13 @@ class Ground:
     basis: str
 
 
-def time_of(request: Request, gpu: GpuRecord, work: Work, gradient_bytes: int) -> Time | None:
-    """The time of a request whose defaults are filled in; None where the card's rates are not known."""
+def time_of(
+    request: Request, gpu: GpuRecord, work: Work, gradient_bytes: int, generation_s: float | None = None
+) -> Time | None:
+    """The time of a request whose defaults are filled in; None where the card's rates are not known.
+
+    `generation_s`: what the step generates before it trains on that.
+    """
     setting = Setting(
         grad_accum=request.grad_accum,
         num_gpus=request.gpus,
@@ -42,7 +49,10 @@ def time_of(request: Request, gpu: GpuRecord, work: Work, gradient_bytes: int) -
     found = step_time(work, gpu, setting)
     if found is None:
         return None
-    tokens = request.micro_batch * (request.seq_len or 0) * request.grad_accum * request.gpus
+    if generation_s is not None:
+        found = with_generation(found, generation_s)
+    rows = request.micro_batch * style_of(request).rows
+    tokens = rows * (request.seq_len or 0) * request.grad_accum * request.gpus
     return as_time(found, tokens, ground(gpu, found.dtype, found.host_s > HOST_FRAC * found.step_s))
 
 

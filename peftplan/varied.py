@@ -23,8 +23,8 @@ def reserved_share(request: Request, batches: Bucketed, frac: float) -> int:
     windows, place = steps_at(longest, batches, frac)
     lengths, emptied, ends = [longest[0]], [], []
     for window in windows:
-        emptied += [len(lengths), len(lengths) + 1]  # before the step before it, and before its own
-        lengths += window
+        emptied += [len(lengths), len(lengths) + len(window.before)]
+        lengths += [*window.before, *window.own]
         ends.append(len(lengths) - 1)
     reserved = reserved_after_steps(model, plan.step, lengths, emptied)
     return sorted((reserved[end] for end in ends), reverse=True)[place]

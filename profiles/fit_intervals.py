@@ -41,6 +41,8 @@ Residual = tuple[str, str, str, float, str]
 def residual(case: Case) -> Residual | None:
     """One case's residual; None where it is no figure of the allocator or the device, or does not count."""
     run = case.run
+    if case.batches is not None:  # a share of steps whose lengths are assumed, no peak
+        return None
     if run is None or case.apart or run.outcome != "completed" or run.metric not in BYTE_METRICS:
         return None
     measured = run.measured.of(run.metric)

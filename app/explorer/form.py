@@ -16,6 +16,7 @@ from peftplan.catalog import all_gpus, all_models, find_gpu, find_model
 from peftplan.cli.spec import Option
 from peftplan.methods import METHODS
 from peftplan.methods.method import SHARED
+from peftplan.methods.quantizers import QUANTIZERS
 from peftplan.request import Request
 from peftplan.units import GB, format_bytes, format_count
 
@@ -25,13 +26,21 @@ REST = "How the step runs"
 # What else there is, under headings; a field that stands under none comes under the rest.
 GROUPS = {
     ADAPTER: ("method_options", "rank", "alpha", "dropout", "use_rslora", *SHARED[3:]),
-    "Frozen base": ("base_dtype", "quant", "double_quant", "quant_block_size", "kbit_prepare", "trl_casts"),
+    "Frozen base": (
+        *("base_dtype", "quant", "quant_bits", "quant_options", "double_quant", "quant_block_size"),
+        *("kbit_prepare", "trl_casts"),
+    ),
     REST: ("grad_accum", "gpus", "sharding", "attention", "loss", "kernels", "loop", "padding"),
     "Length of the run, price": (
         *("tokens", "examples", "epochs", "price", "provider", "region", "spot"),
         *("eval_tokens", "eval_every", "save_every"),
     ),
     "Library releases": ("transformers", "peft", "bitsandbytes", "torch"),
+}
+# Whose options a field of several pieces has: the field that names it, and the table it is in.
+_OWNERS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "method_options": ("method", METHODS),
+    "quant_options": ("quant", QUANTIZERS),
 }
 BY_METHOD = ("rank",)  # its default is the method's where that has one
 _STEPS = {"seq_len": 256}  # what plus and minus change; 1 elsewhere
@@ -189,19 +198,20 @@ def _text(option: Option, column: int, word: str | None, filled: Mapping[str, An
 
 
 def _pieces(option: Option, column: int, word: str | None, words: Mapping[str, str]) -> None:
-    """One text for each option that the chosen method alone has."""
-    method = METHODS.get(words.get("method", _default("method")))
+    """One text for each option that the chosen method, or quantiser, alone has."""
+    field, table = _OWNERS[option.name]
+    owner = table.get(words.get(field) or _default(field) or "")
     given = dict(piece.partition("=")[::2] for piece in (word or "").split(PIECE))
-    for name, field in method.options.model_fields.items() if method is not None else ():
+    for name, known in owner.options.model_fields.items() if owner is not None else ():
         key = bound(f"{column}.{option.name}.{name}", given.get(name, ""))
         st.text_input(
             name.replace("_", " "),
             key=key,
-            help=field.description,
+            help=known.description,
             max_chars=200,
-            placeholder="default" if field.default is None else f"{field.default} (default)",
+            placeholder="default" if known.default is None else f"{known.default} (default)",
             on_change=_piece_changed,
-            args=(column, option.name, tuple(method.options.model_fields) if method is not None else ()),
+            args=(column, option.name, tuple(owner.options.model_fields) if owner is not None else ()),
         )
 
 

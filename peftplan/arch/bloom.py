@@ -13,6 +13,7 @@ from peftplan.arch.alibi import position_biases
 from peftplan.arch.config import Config, alias
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import cache_positions
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.formats import FP32
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
@@ -46,6 +47,7 @@ class Attention(Module):
         self.s = s
         self.query_key_value = Linear(s.hidden, 3 * s.hidden, True)
         self.dense = Linear(s.hidden, s.hidden, True)
+        self.caches = cached_heads(s.heads, s.hidden // s.heads, s.heads)
 
     def forward(self, t: Ops, x: Tensor, residual: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         s = self.s

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from peftplan.arch.former_masks import windowed_copy
 from peftplan.arch.rotary import RotaryEmbedding, Table, rotate, split_head
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.formats import BF16, FP32, DType
 from peftplan.specs.modules import Embedding, Linear, Module, Ops, RMSNorm
 from peftplan.specs.tensors import Parameter, Tensor
@@ -90,6 +91,7 @@ class Attention(Module):
         self.k_proj = Linear(s.hidden, s.kv_heads * s.dim, s.qkv_bias)
         self.v_proj = Linear(s.hidden, s.kv_heads * s.dim, s.qkv_bias)
         self.o_proj = Linear(s.heads * s.dim, s.hidden, s.out_bias)
+        self.caches = cached_heads(s.kv_heads, s.dim, s.heads)
         if s.head_norms:
             self.q_norm, self.k_norm = s.norm(s.dim), s.norm(s.dim)
 
@@ -137,6 +139,7 @@ class FusedAttention(Module):
         self.s = s
         self.o_proj = Linear(s.heads * s.dim, s.hidden)
         self.qkv_proj = Linear(s.hidden, (s.heads + 2 * s.kv_heads) * s.dim)
+        self.caches = cached_heads(s.kv_heads, s.dim, s.heads)
 
     def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         s = self.s

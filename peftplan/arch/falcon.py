@@ -14,6 +14,7 @@ from peftplan.arch.alibi import biased_mask, position_biases
 from peftplan.arch.config import Config, activation, alias
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import RotaryEmbedding, Table, position_ids, rotate
+from peftplan.specs.cache import Cached
 from peftplan.specs.formats import BF16, FP32, DType
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
@@ -68,6 +69,9 @@ class Attention(Module):
         self.turns = not s.alibi
         self.query_key_value = FalconLinear(s.hidden, (s.heads + 2 * s.kv_heads) * self.dim, s.bias)
         self.dense = FalconLinear(s.hidden, s.hidden, s.bias)
+        width = (s.heads if s.grouped else s.kv_heads) * self.dim  # a group's key and value are spread before
+        least = 2 * s.kv_heads * self.dim
+        self.caches = Cached(width, width, s.heads, self.dim, self.dim, shared=least)
 
     def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         qkv = t.call("query_key_value", self.query_key_value, x)

@@ -12,6 +12,7 @@ from typing import Any
 from peftplan.arch.config import Config, activation, alias
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import position_ids
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.formats import BOOL
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Conv1D, Embedding, LayerNorm, Linear, Module, Ops
@@ -41,6 +42,7 @@ class Attention(Module):
         self.s = s
         self.c_attn = Conv1D(s.hidden, 3 * s.hidden)
         self.c_proj = Conv1D(s.hidden, s.hidden)
+        self.caches = cached_heads(s.heads, s.hidden // s.heads, s.heads)
 
     def forward(self, t: Ops, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         s = self.s

@@ -9,6 +9,7 @@ from peftplan.arch import gpt2
 from peftplan.arch.config import Config
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import position_ids
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.formats import BOOL
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear, Module, Ops
@@ -28,6 +29,7 @@ class Attention(Module):
         self.s, self.kv_heads = s, kv_heads
         self.c_attn = biased(s.hidden, s.hidden + 2 * kv_heads * (s.hidden // s.heads))
         self.c_proj = biased(s.hidden, s.hidden)
+        self.caches = cached_heads(kv_heads, s.hidden // s.heads, s.heads)
 
     def forward(self, t: Ops, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         s = self.s
@@ -74,4 +76,7 @@ def build(c: Config) -> ModelSpec:
         x = t.add(words, places)
         return t.dropout(x, embed_dropout), (mask, None)
 
-    return gpt2.assemble(c, "gpt_bigcode", model, Block(s, Attention(s, kv_heads), gpt2.MLP(s, biased)), enter)
+    block = Block(s, Attention(s, kv_heads), gpt2.MLP(s, biased))
+    spec = gpt2.assemble(c, "gpt_bigcode", model, block, enter)
+    spec.hands_positions = False
+    return spec

@@ -11,6 +11,7 @@ from peftplan.arch.config import Config, activation
 from peftplan.arch.decoder_parts import Given
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import RotaryEmbedding, Table, position_ids, rotary_width, rotate, split_head
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
 from peftplan.specs.tensors import Tensor
@@ -47,6 +48,7 @@ class Attention(Module):
         self.heads, self.dropout = s.heads, s.attn_dropout
         self.query_key_value = Linear(s.hidden, 3 * s.hidden, s.bias)
         self.dense = Linear(s.hidden, s.hidden, s.bias)
+        self.caches = cached_heads(s.heads, s.hidden // s.heads, s.heads)
 
     def forward(self, t: Ops, x: Tensor, given: Given) -> Tensor:  # type: ignore[override]
         batch, length, width = x.shape

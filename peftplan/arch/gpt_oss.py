@@ -14,6 +14,7 @@ from peftplan.arch.masks import numbers_mask, padding_mask
 from peftplan.arch.moe import Experts, Routing, inactive_weights, router_notes, top_k_of
 from peftplan.arch.rotary import RotaryEmbedding, Table
 from peftplan.arch.sparse_decoder import Given, Taken, decoder
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.formats import BF16, FP32, DType
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import BareWeights, Linear, Module, Ops, RMSNorm
@@ -79,6 +80,7 @@ class SinkAttention(Module):
         self.v_proj = Linear(hidden, kv_heads * dim, bias)
         self.o_proj = Linear(heads * dim, hidden, bias)
         self.sinks = Parameter((heads,), BF16)
+        self.caches = cached_heads(kv_heads, dim, heads)
 
     def forward(  # type: ignore[override]
         self, t: Ops, x: Tensor, table: Table, mask: Tensor | None
@@ -235,6 +237,7 @@ def build(c: Config) -> ModelSpec:
     block = SinkBlock(attention, mlp, False)
     kinds = {False: block, True: deepcopy(block)}
     kinds[True].windowed = True
+    kinds[True].self_attn.caches = cached_heads(kv_heads, dim, heads, c.size("sliding_window", 128, limit=10**9))
     spec = decoder(
         c,
         [kinds[kind] for kind in windowed],

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from peftplan.arch.config import Config, activation, alias
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import position_ids, rotate_half
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.formats import FP32, INT64, DType
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
@@ -52,6 +53,7 @@ class Attention(Module):
         self.q_proj = Linear(s.hidden, s.hidden)
         self.out_proj = Linear(s.hidden, s.hidden)
         self.embed_positions = Parameter((s.positions, s.rotary), FP32, role="buffer")
+        self.caches = cached_heads(s.heads, s.hidden // s.heads, s.heads)
 
     def forward(self, t: Ops, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         s = self.s

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from peftplan.arch.rotary import RotaryEmbedding, Table, rotate
 from peftplan.arch.sparse_decoder import Taken
+from peftplan.specs.cache import Cached, Expansion
 from peftplan.specs.formats import FP32
 from peftplan.specs.modules import Linear, Module, Ops, RMSNorm
 from peftplan.specs.tensors import Tensor
@@ -54,6 +55,15 @@ class LatentAttention(Module):
         self.kv_a_layernorm = RMSNorm(s.kv_rank)
         self.kv_b_proj = Linear(s.kv_rank, s.heads * (s.plain_dim + s.value_dim))
         self.o_proj = Linear(s.heads * s.value_dim, s.hidden, s.bias)
+        outputs = s.heads * (s.plain_dim + s.value_dim)
+        self.caches = Cached(
+            s.kv_rank,
+            s.rotary_dim,
+            s.heads,
+            s.head_dim,
+            s.value_dim,
+            expansion=Expansion(outputs, outputs + s.heads * s.head_dim, s.kv_rank + s.rotary_dim, s.kv_rank),
+        )
 
     def queries(self, t: Ops, x: Tensor) -> Tensor:
         """The query projection, through its own latent where there is one."""

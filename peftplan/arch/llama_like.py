@@ -28,6 +28,7 @@ from peftplan.arch.decoder_parts import (
 from peftplan.arch.llama_rows import GELU, ROWS, Row
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import RotaryEmbedding, Table, has_two_sets, position_ids, rotary_width
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.formats import DType
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, Linear, Module, Ops, RMSNorm
@@ -88,7 +89,7 @@ def build(c: Config) -> ModelSpec:
     spec = ModelSpec(
         family=family,
         stem=stem,
-        runs=_runs(row, s, kinds),
+        runs=_runs(row, s, kinds, windows),
         enter=enter,
         leave=leave,
         head=head,
@@ -196,13 +197,14 @@ def _rotary(c: Config, row: Row, dim: int, kinds: list[str]) -> RotaryEmbedding:
     return RotaryEmbedding(dim, has_two_sets(c))
 
 
-def _runs(row: Row, s: Shape, kinds: list[str]) -> list[BlockRun]:
+def _runs(row: Row, s: Shape, kinds: list[str], windows: dict[str, int | None]) -> list[BlockRun]:
     """Consecutive layers of a kind; all layers of a kind share one block."""
     blocks: dict[str, Block] = {}
     runs: list[BlockRun] = []
     for index, kind in enumerate(kinds):
         if kind not in blocks:
             attention = FusedAttention(s) if row.fused else Attention(s)
+            attention.caches = cached_heads(s.kv_heads, s.dim, s.heads, windows[kind])
             mlp = FusedMLP(s) if row.fused else GatedMLP(s.hidden, s.inner, s.activation, s.mlp_bias)
             blocks[kind] = (SandwichBlock if row.sandwich else Block)(s, attention, mlp, kind)
         if runs and runs[-1].block is blocks[kind]:

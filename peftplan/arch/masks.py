@@ -9,7 +9,7 @@ window needs a mask.
 from __future__ import annotations
 
 from peftplan.arch.former_masks import float_mask
-from peftplan.specs.formats import BOOL, DType
+from peftplan.specs.formats import BOOL, INT64, DType
 from peftplan.specs.modules import Ops
 from peftplan.specs.tensors import Tensor
 
@@ -21,6 +21,8 @@ def attention_mask(
 
     `always`: the family asks for one where the kernel's causal flag would do.
     """
+    if t.positions is not None:
+        return _packed(t, length, dtype, window is not None, always or (window is not None and length >= window))
     needed = always or t.padding or t.prefix_length or (window is not None and length >= window)
     if t.attention == "eager":
         return numbers_mask(t, batch, length, dtype, window is not None)
@@ -31,6 +33,54 @@ def attention_mask(
     if needed:
         return _allowed(t, batch, length, windowed=window is not None)
     return None
+
+
+def _packed(t: Ops, length: int, dtype: DType, windowed: bool, needed: bool) -> Tensor | None:
+    """The mask of a row of sequences that see nothing of one another; its positions tell where they begin."""
+    first = t.new((1, 1), 1, INT64, "sub")
+    joined = t.new((1, length + 1), length + 1, INT64, "cat")
+    steps = t.new((1, length), length, INT64, "sub", 16 * length)
+    del joined
+    anew = t.new((1, length), length, BOOL, "ne", 8 * length)
+    numbers: Tensor | None = t.new((1, length), length, INT64, "cumsum", length)
+    del anew, first, steps
+    if t.num_packed == 1:
+        numbers = None
+    if t.attention == "flash" or (numbers is None and not needed and t.attention == "sdpa"):
+        return None
+    shape, numel = (1, 1, length, length), length * length
+    seen = None
+    if numbers is not None:
+        same = _compared(t, length, "eq")
+        seen = t.new(shape, numel, BOOL, "bitwise_and")
+        del same
+    allowed = _inside(t, length) if windowed else _compared(t, length, "le")
+    if seen is not None:
+        both = t.new(shape, numel, BOOL, "bitwise_and")
+        del seen, allowed
+        allowed = both
+        del both
+    del numbers
+    if t.attention != "eager":
+        return allowed
+    return t.new(shape, numel, dtype, "where")  # type: ignore[no-any-return]
+
+
+def _compared(t: Ops, length: int, op: str) -> Tensor:
+    """Every query's number with every key's: [1, 1, length, length], one byte each."""
+    return t.new((1, 1, length, length), length * length, BOOL, op, 16 * length)  # type: ignore[no-any-return]
+
+
+def _inside(t: Ops, length: int) -> Tensor:
+    """What lies in a query's window and not behind it."""
+    shape, numel = (1, 1, length, length), length * length
+    near = _compared(t, length, "gt")
+    inside = t.new(shape, numel, BOOL, "bitwise_and")
+    del near
+    before = _compared(t, length, "le")
+    out: Tensor = t.new(shape, numel, BOOL, "bitwise_and")
+    del inside, before
+    return out
 
 
 def padding_mask(t: Ops, batch: int, length: int) -> Tensor | None:

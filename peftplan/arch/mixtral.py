@@ -13,6 +13,7 @@ from peftplan.arch.looped_experts import MIXTRAL_NAMES, Expert, LoopedMLP
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.moe import MIXTRAL_LINEARS, Experts, Router, inactive_weights, router_notes, top_k_of
 from peftplan.arch.sparse_decoder import Block, MaskedAttention, decoder
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Module, Ops, RMSNorm
@@ -61,6 +62,7 @@ def build(c: Config) -> ModelSpec:
         mlp, name = LoopedMLP(hidden, each, top_k, normalise=True), "block_sparse_moe"
     num_layers = c.count("num_hidden_layers", 32)
     window = c.size("sliding_window") if c.get("sliding_window") is not None else None
+    attention.caches = cached_heads(kv_heads, dim, heads, window)
     spec = decoder(
         c,
         [Block(attention, mlp, partial(RMSNorm, hidden), mlp_name=name)] * num_layers,

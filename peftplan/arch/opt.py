@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from peftplan.arch.config import Config, activation
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import cache_positions
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.formats import INT64
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
@@ -52,6 +53,7 @@ class Attention(Module):
         self.v_proj = Linear(s.hidden, s.hidden, s.bias)
         self.q_proj = Linear(s.hidden, s.hidden, s.bias)
         self.out_proj = Linear(s.hidden, s.hidden, s.bias)
+        self.caches = cached_heads(s.heads, s.hidden // s.heads, s.heads)
 
     def forward(self, t: Ops, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         batch, length, width = x.shape

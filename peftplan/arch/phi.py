@@ -11,6 +11,7 @@ from peftplan.arch.config import Config, activation, head_dim
 from peftplan.arch.decoder_parts import Given
 from peftplan.arch.masks import attention_mask
 from peftplan.arch.rotary import RotaryEmbedding, position_ids, rotary_width, rotate, split_head
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, LayerNorm, Linear, Module, Ops
 from peftplan.specs.tensors import Tensor
@@ -41,6 +42,7 @@ class Attention(Module):
         self.k_proj = Linear(s.hidden, s.kv_heads * s.dim, True)
         self.v_proj = Linear(s.hidden, s.kv_heads * s.dim, True)
         self.dense = Linear(s.heads * s.dim, s.hidden, True)
+        self.caches = cached_heads(s.kv_heads, s.dim, s.heads)
         if s.head_norm:
             self.q_layernorm = LayerNorm(s.hidden // s.heads)
             self.k_layernorm = LayerNorm(s.hidden // s.heads)

@@ -16,6 +16,7 @@ from peftplan.arch.masks import attention_mask
 from peftplan.arch.mixtral import SparseMLP, single_mask
 from peftplan.arch.moe import QWEN_LINEARS, Experts, Router, inactive_weights, router_notes, top_k_of
 from peftplan.arch.sparse_decoder import Block, MaskedAttention, Masks, decoder
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear, Module, Ops, RMSNorm
@@ -138,6 +139,8 @@ def build(c: Config) -> ModelSpec:
     for kind in zip(sparse_layers, windowed):
         if kind not in kinds:
             mlp = sparse if kind[0] else dense
+            seen = window if kind[1] or not second else None
+            attention.caches = cached_heads(kv_heads, dim, heads, seen)
             kinds[kind] = deepcopy(Block(attention, mlp, partial(RMSNorm, hidden), windowed=kind[1]))
     spec = decoder(
         c,

@@ -41,7 +41,10 @@ class RotaryEmbedding(Module):
 
 
 def position_ids(t: Ops, length: int) -> Tensor:
-    """arange(length) plus the number of tokens seen before."""
+    """arange(length) plus the number of tokens seen before, or what the batch brings along."""
+    given: Tensor | None = t.given_positions()
+    if given is not None:
+        return given
     out: Tensor = t.new((length,), length, INT64, "arange")
     if t.behaviour.positions_offset:
         out = t.new((length,), length, INT64, "add")

@@ -9,6 +9,7 @@ from peftplan.arch.config import Config
 from peftplan.arch.decoder_parts import layer_table
 from peftplan.arch.llama_like import DecoderStem, model_tables, rotate_pair
 from peftplan.arch.rotary import Table, position_ids
+from peftplan.specs.cache import cached_heads
 from peftplan.specs.formats import DType
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Linear, Module, Ops, RMSNorm
@@ -50,6 +51,7 @@ class MaskedAttention(Module):
         self.k_proj = Linear(hidden, kv_heads * dim, qkv_bias)
         self.v_proj = Linear(hidden, kv_heads * dim, qkv_bias)
         self.o_proj = Linear(heads * dim, hidden, out_bias)
+        self.caches = cached_heads(kv_heads, dim, heads)
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
 

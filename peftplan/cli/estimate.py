@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from peftplan.request import Request
 
 
+GUIDANCE = switch("guidance", "add what papers and practitioners advise for such a run; no figure rests on it")
+
+
 def run(given: dict[str, Any]) -> int:
     """Answer one request."""
     if given.get("json_schema"):
@@ -30,11 +33,11 @@ def run(given: dict[str, Any]) -> int:
 
     with progress_bar("tracing", request.engine == "trace") as progress:
         report = estimate(request, progress)
-    explained = bool(given.get("explain"))
+    explained, guided = bool(given.get("explain")), bool(given.get("guidance"))
     emit(
         form,
-        lambda: _json(report, explained),
-        lambda: _blocks(request, report, explained),
+        lambda: _json(report, explained, guided),
+        lambda: _blocks(request, report, explained, guided),
         lambda: _csv(report),
     )
     return fit_status(report) if given.get("check") else EXIT_OK
@@ -53,7 +56,9 @@ def report_schema() -> dict[str, Any]:
     """The schema of an answer."""
     from peftplan.report import Report
 
-    return with_request_schema(Report.model_json_schema(mode="serialization"))
+    schema = with_request_schema(Report.model_json_schema(mode="serialization"))
+    schema["properties"]["guidance"] = _GUIDANCE_SCHEMA
+    return schema
 
 
 def with_request_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -67,23 +72,44 @@ def with_request_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def _json(report: Report, explained: bool) -> str:
-    if not explained:
+_GUIDANCE_SCHEMA: dict[str, Any] = {
+    "description": "with --guidance: advice that bears on the run, which no figure rests on",
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            name: {"type": "string"} for name in ("topic", "text", "evidence", "source", "title", "where")
+        },
+    },
+}
+
+
+def _json(report: Report, explained: bool, guided: bool) -> str:
+    if not explained and not guided:
         return report.model_dump_json()
     import json
 
+    from peftplan.guidance import as_fields, guidance_for
     from peftplan.render.explain import explain
 
     answer = report.model_dump(mode="json")
-    return json.dumps({**answer, "explanation": explain(report).model_dump(mode="json")})
+    if explained:
+        answer["explanation"] = explain(report).model_dump(mode="json")
+    if guided:
+        answer["guidance"] = [as_fields(one) for one in guidance_for(report.request, report.model.num_params)]
+    return json.dumps(answer)
 
 
-def _blocks(request: Request, report: Report, explained: bool) -> Iterable[Block]:
+def _blocks(request: Request, report: Report, explained: bool, guided: bool) -> Iterable[Block]:
     from peftplan.planner import suggest_changes
     from peftplan.render.estimate import estimate_blocks
 
     unfit = report.gpu is not None and not report.gpu.fits
     yield from estimate_blocks(report, suggest_changes(request, report) if unfit else ())
+    if guided:
+        from peftplan.render.guidance import guidance_block
+
+        yield guidance_block(report)
     if explained:
         from peftplan.render.explain import explain_blocks
 
@@ -103,6 +129,7 @@ COMMAND = Command(
         *request_options(),
         *output_options(),
         switch("explain", "say how every figure comes about"),
+        GUIDANCE,
         switch("check", "exit with 0 if it fits the GPU, 1 if not, 3 if the interval straddles the limit"),
     ),
     "The JSON holds request, model, method, memory, gpu, time, cost, recipes, versions and notes.",

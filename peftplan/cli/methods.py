@@ -14,6 +14,7 @@ from peftplan.errors import BadInput, NotFound
 from peftplan.methods import METHODS, Method
 
 if TYPE_CHECKING:
+    from peftplan.report import InitialisationFacts
     from peftplan.request import Request
 
 FIELDS = {
@@ -34,10 +35,15 @@ FIELDS = {
     "adapter_checkpoint_bytes": "on MODEL: bytes of a saved adapter",
     "activations_bytes": "on MODEL: alive at the end of forward beyond resident state",
     "peak_allocated_bytes": "on MODEL: the peak of allocated memory",
+    "init_reads": "on MODEL: what its initialisation reads once before training: weights, inputs, gradients; or null",
+    "init_beside_bytes": "on MODEL: the most that initialisation allocates beside the model, without its passes",
+    "init_disk_bytes": "on MODEL: what initialisation asks to be kept on disk beside the adapter",
+    "init_num_flop": "on MODEL: flop of its factorisations",
+    "init_least_s": "on MODEL, with --gpu: seconds that these take at no less than the card's rate of products",
     "step_s": "on MODEL, with --gpu: seconds of an optimizer step",
     "refused": "on MODEL: why the method does not run on it, or null",
 }
-ON_MODEL = tuple(FIELDS)[-7:]
+ON_MODEL = tuple(FIELDS)[-12:]
 
 
 def run(given: dict[str, Any]) -> int:
@@ -86,6 +92,12 @@ def _facts(method: Method) -> Row:
     }
 
 
+def _first(found: InitialisationFacts | None) -> Row:
+    """What is computed once before training, field by field."""
+    names = ("reads", "beside_bytes", "disk_bytes", "num_flop", "least_s")
+    return {f"init_{name}": None if found is None else getattr(found, name) for name in names}
+
+
 def _option(name: str, field: Any) -> str:
     default = "" if field.default is None else f"; default {field.default}"
     return f"{name}: {field.description}{default}"
@@ -121,6 +133,7 @@ def _answers(request: Request) -> Iterator[tuple[str, Row]]:
                 "adapter_checkpoint_bytes": answer.method.adapter_checkpoint_bytes,
                 "activations_bytes": answer.memory.activations_bytes,
                 "peak_allocated_bytes": answer.memory.peak_allocated_bytes,
+                **_first(answer.method.initialisation),
                 "step_s": answer.time.step_s if answer.time is not None else None,
             },
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from peftplan.cli.spec import Argument, Option
@@ -16,8 +16,13 @@ from peftplan.request import COUNTED, Request
 
 SHORT = {"micro_batch": "-b", "seq_len": "-s", "rank": "-r"}
 # Fields that are given piece by piece, under the name of one piece.
-PIECES = {"method_options": "--method-option"}
+PIECES = {
+    "method_options": "--method-option",
+    "quant_options": "--quant-option",
+    "optimizer_options": "--optimizer-option",
+}
 _MODEL = Request.model_fields["model"]
+Options = TypeVar("Options", bound=BaseModel)  # a model of options of a command's own
 _LONGEST_NUMBER = 40  # digits; what is longer is no count of anything
 _TRUE_OR_FALSE = "on or off"
 
@@ -27,12 +32,10 @@ def flag_of(field: str) -> str:
     return "MODEL" if field == "model" else PIECES.get(field, "--" + field.replace("_", "-"))
 
 
-def request_options(without: Collection[str] = ()) -> tuple[Option, ...]:
-    """One option for each field of a request but the model."""
+def request_options(without: Collection[str] = (), of: type[BaseModel] = Request) -> tuple[Option, ...]:
+    """One option for each field of a request, or of another model of options, but the model."""
     return tuple(
-        _option(name, field)
-        for name, field in Request.model_fields.items()
-        if name != "model" and name not in without
+        _option(name, field) for name, field in of.model_fields.items() if name != "model" and name not in without
     )
 
 
@@ -44,6 +47,19 @@ def model_argument() -> Argument:
 def request_from(given: Mapping[str, Any], fields: Mapping[str, Any] | None = None) -> Request:
     """The request that the given words make; `fields` are set beside them."""
     return validated({**given_fields(given), **(fields or {})}, typed=given)
+
+
+def options_from(given: Mapping[str, Any], of: type[Options]) -> Options:
+    """Options beside a request's, of a model of their own, that the given words make."""
+    fields = {name: _value(name, text, of) for name, text in given.items() if name in of.model_fields}
+    try:
+        return of(**fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        if first["type"] == "missing":
+            raise BadInput(f"{flag_of(name)} is missing; give {allowed(of.model_fields[name])}") from None
+        raise _not_allowed(flag_of(name), given.get(name, first["input"]), of.model_fields[name]) from None
 
 
 def validated(fields: Mapping[str, Any], where: str = "", typed: Mapping[str, Any] | None = None) -> Request:
@@ -75,6 +91,8 @@ def allowed(field: FieldInfo) -> str:
         return "one of " + ", ".join(map(str, choices)) if len(choices) > 1 else str(choices[0])
     if kind is bool:
         return _TRUE_OR_FALSE
+    if _in_words(field) and COUNTED not in field.metadata:
+        return "a size, such as 50MB or 24GiB"
     if kind in (int, float):
         return _number_words(kind, field)
     return field.description or "text"
@@ -89,8 +107,8 @@ def _option(name: str, field: FieldInfo) -> Option:
     if kind is bool:
         return Option(name, flags, lambda: _help(field), True, f"--no-{flags[0][2:]}")
     metavar = "[" + "|".join(map(str, choices)) + "]" if choices else _METAVARS.get(kind, "TEXT")
-    if COUNTED in field.metadata:
-        metavar = "COUNT"
+    if _in_words(field):
+        metavar = "COUNT" if COUNTED in field.metadata else "SIZE"
     return Option(name, flags, lambda: _help(field), False, "", metavar, _completion(name, choices), kind is dict)
 
 
@@ -100,7 +118,7 @@ def _help(field: FieldInfo) -> str:
     if kind in (int, float) and not choices:
         text += f" ({_bounds(field)})"
     default = field.default
-    if default is None or default in ([], {}):
+    if field.is_required() or default is None or default in ([], {}):
         return text
     shown = ("on" if default else "off") if isinstance(default, bool) else default
     return f"{text}; default {shown:g}" if isinstance(shown, float) else f"{text}; default {shown}"
@@ -147,8 +165,13 @@ _METAVARS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", list: "NAMES", dic
 # ---- from a word to a value
 
 
-def _value(name: str, text: Any) -> Any:
-    field = Request.model_fields[name]
+def _in_words(field: FieldInfo) -> bool:
+    """Whether the field itself reads what people write for a number: 50M, 24GiB."""
+    return any(isinstance(item, BeforeValidator) for item in field.metadata)
+
+
+def _value(name: str, text: Any, of: type[BaseModel] = Request) -> Any:
+    field = of.model_fields[name]
     kind, choices = _kind(field)
     if kind is dict and name in PIECES and isinstance(text, list):
         return dict(_piece(name, piece) for piece in text)
@@ -162,7 +185,7 @@ def _value(name: str, text: Any) -> Any:
         return known[_same(word)]
     if kind is list:
         return [part.strip() for part in word.split(",") if part.strip()]
-    if COUNTED in field.metadata:  # 50M: the request knows what it stands for
+    if _in_words(field):  # 50M: the request knows what it stands for
         return word
     if kind is int:
         if not re.fullmatch(r"[+-]?[0-9]+", word) or len(word) > _LONGEST_NUMBER:
@@ -248,6 +271,6 @@ def method_names() -> list[str]:
 
 def optimizer_names() -> list[str]:
     """Names of optimizers."""
-    from peftplan.optimizers import OPTIMIZERS
+    from peftplan.optimizers import ALIASES, OPTIMIZERS
 
-    return list(OPTIMIZERS)
+    return [*OPTIMIZERS, *ALIASES]

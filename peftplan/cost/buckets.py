@@ -10,10 +10,12 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
+from typing import NamedTuple
 
 from peftplan.specs.lengths import Lengths
 
-_WINDOWS = 5  # replayed, around the one that the share of steps falls on
+# Windows replayed around the one that the share of steps falls on; those of one step are all but alike.
+_WINDOWS_OF_ONE, _WINDOWS = 3, 9
 _STEPS = 2  # of a window: what is reserved hardly grows once batches become shorter
 
 
@@ -25,6 +27,13 @@ class Bucketed:
     bucket_batches: int
     num_steps: int
     emptied_every: int
+
+
+class Window(NamedTuple):
+    """Steps by the length of their batches [tokens]: of the window before, and the first of a window's own."""
+
+    before: Sequence[int]
+    own: Sequence[int]
 
 
 def batch_lengths(batches: Bucketed, batch: int, seq_len: int) -> list[int]:
@@ -50,18 +59,24 @@ def _draws() -> Iterator[float]:
         yield state / modulus
 
 
-def steps_at(longest: Sequence[int], batches: Bucketed, frac: float) -> tuple[list[list[int]], int]:
+def steps_at(longest: Sequence[int], batches: Bucketed, frac: float) -> tuple[list[Window], int]:
     """The windows around the one that the share `frac` of all steps falls on, and its place among them.
 
-    Each is the length of the step before it, and those of its first steps [tokens]. Windows stand in order of their
-    longest batch, the longest first: what is reserved after a step is what its window's longest left in the cache.
+    A window is the lengths of its steps [tokens] that matter: of the window before it the longest and the last,
+    whose outputs pin what they lie in when the cache is emptied, then its own first ones. Windows stand in order of
+    their longest batch.
     """
     size = batches.emptied_every
     starts = sorted(range(0, len(longest), size), key=lambda start: -max(longest[start : start + size]))
     above = int((1 - frac) * len(longest)) // size
-    begin = max(0, above - _WINDOWS // 2)
+    number = _WINDOWS if size > 1 else _WINDOWS_OF_ONE
+    begin = max(0, above - number // 2)
     windows = [
-        [longest[max(start - 1, 0)], *longest[start : start + min(size, _STEPS)]]
-        for start in starts[begin : begin + _WINDOWS]
+        Window(_ends(longest[max(start - size, 0) : start]), longest[start : start + min(size, _STEPS)])
+        for start in starts[begin : begin + number]
     ]
     return windows, min(above - begin, len(windows) - 1)
+
+
+def _ends(before: Sequence[int]) -> Sequence[int]:
+    return before if len(before) < 2 else (max(before), before[-1])

@@ -68,6 +68,11 @@ def link_bytes_per_s(gpu: GpuRecord) -> float:
     """
     if gpu.link is not None and gpu.link_bytes_per_s > 0:
         return gpu.link_bytes_per_s / 2
+    return host_bytes_per_s(gpu)
+
+
+def host_bytes_per_s(gpu: GpuRecord) -> float:
+    """What reaches a GPU from its host in one direction, at the rate of its PCIe lanes [bytes/s]. Source: pcie."""
     generation, _, lanes = gpu.pcie.partition("x")
     return _LANE_BYTES_PER_S.get(generation, _LANE_BYTES_PER_S["4"]) * (int(lanes) if lanes.isdigit() else 16)
 

@@ -11,6 +11,7 @@ Gradients of several GPUs are summed while backward still runs; what outlasts it
 | dequantise | the same, and a search in a table for every weight: operations over the fp32 peak |
 | launches | the GPU waiting for the host |
 | communication | the sum of gradients over GPUs, as far as backward does not cover it |
+| transfer | gradients to the host, as far as backward does not cover them, and weights back: bytes over PCIe |
 
 Source: roofline.
 """
@@ -23,9 +24,9 @@ from dataclasses import dataclass
 
 from peftplan.catalog import GpuRecord
 from peftplan.catalog.step_time_fit import Constants, step_time_fit
-from peftplan.cost.rates import Rates, peak_flop_per_s, rates
+from peftplan.cost.rates import Rates, host_bytes_per_s, peak_flop_per_s, rates
 from peftplan.parallel.data_parallel import BUCKET
-from peftplan.specs.work import KINDS, PHASES, Work
+from peftplan.specs.work import KINDS, PHASES, TRANSFER, Work
 
 # Phases in the order in which the host launches them; checkpointing recomputes within backward.
 _HOST_PHASES = ("forward", "backward", "optimizer_step")
@@ -38,6 +39,7 @@ _BOUNDS = {
     "attention": "compute",
     "launches": "host launches",
     "communication": "communication",
+    TRANSFER: "copies between device and host",
 }
 
 
@@ -84,7 +86,8 @@ def step_time(work: Work, gpu: GpuRecord, setting: Setting, constants: Constants
     terms["launches"] = ends - gpu_s
     last = busy[1] / setting.grad_accum
     terms["communication"] = _exposed_s(setting, found.link_bytes * known.bandwidth_frac, last)
-    named = {name: terms[name] for name in (*KINDS, "launches", "communication") if terms[name] > 0}
+    terms[TRANSFER] = _transfer_s(work, host_bytes_per_s(gpu) * known.bandwidth_frac, setting, busy[1])
+    named = {name: terms[name] for name in (*KINDS, "launches", "communication", TRANSFER) if terms[name] > 0}
     step_s = sum(named.values())
     whole, repeated = _peak_s(flop, gpu), _peak_s(again, gpu)
     return StepTime(
@@ -131,6 +134,8 @@ def _read(work: Work, found: Rates, known: Constants, setting: Setting) -> _Read
     host_s, backward_s = known.host_s, known.host_s * known.backward_frac
     near, floor, reached, rate_of = found.near_bytes, known.floor_s, known.matmul_frac, found.flop
     for phase, kind, _, op, dtype, num_flop, bytes_read, bytes_written, count in work:
+        if kind == TRANSFER:
+            continue
         place = _HOST_PHASE[phase]
         if place != 2:
             count *= setting.grad_accum
@@ -180,6 +185,19 @@ def _exposed_s(setting: Setting, bytes_per_s: float, backward_s: float) -> float
     whole = 2 * (n - 1) / n * setting.gradient_bytes / bytes_per_s
     last = whole * min(1.0, BUCKET / setting.gradient_bytes)
     return max(whole - backward_s, last)
+
+
+def _transfer_s(work: Work, bytes_per_s: float, setting: Setting, backward_s: float) -> float:
+    """Seconds that copies between device and host add: those of backward run beside it, those of the update do not.
+
+    Assumes: links reach the share of their rate that memory does. Source: torchao-offload.
+    """
+    moved = {"backward": 0, "optimizer_step": 0}
+    for kernel in work:
+        if kernel.kind == TRANSFER:
+            moved[kernel.phase] += kernel.num_bytes * kernel.count
+    beside = moved["backward"] * setting.grad_accum / bytes_per_s
+    return max(0.0, beside - backward_s) + moved["optimizer_step"] / bytes_per_s
 
 
 def _bound(terms: Mapping[str, float]) -> str:

@@ -7,14 +7,18 @@ which launches nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 
-from peftplan.memory.trained import Trained, by_type, trained_tensors
-from peftplan.optimizers import OPTIMIZERS, Foreach, Optimizer
+from peftplan.memory.graph import WITH_LAST
+from peftplan.memory.tape import Engine
+from peftplan.memory.trained import Trained, by_type, in_groups, own, trained_tensors
+from peftplan.optimizers.chosen import Chosen, chosen
+from peftplan.optimizers.row import Foreach, Optimizer, Step
 from peftplan.specs.formats import FP32
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.run import StepSpec
-from peftplan.specs.work import Kernel, Work
+from peftplan.specs.work import TRANSFER, Kernel, Work
 
 # How many tensors one launch takes, by how many lists of them it is passed, and how many chunks of a tensor:
 # those of CUDA 13, which torch 2.13 is built with. A number for each tensor leaves less room where lists are few.
@@ -25,39 +29,68 @@ _CHUNK = 65536  # elements
 
 
 def update_work(model: ModelSpec, step: StepSpec) -> Work:
-    """All launches from the last gradient to the next step.
+    """All launches from the last gradient to the next step; those that update during backward among them.
 
-    Assumes with master weights: gradients are cast to fp32 and weights copied back tensor by tensor.
+    Assumes with master weights: gradients are cast to fp32 and weights copied back tensor by tensor. What is
+    renewed from time to time is left out.
     """
-    optimizer = OPTIMIZERS[step.optimizer]
-    trained = trained_tensors(model, step.master_weights, step.trainer)
+    optimizer = chosen(step)
+    trained = trained_tensors(model, step)
     made: list[Kernel] = []
-    if step.trainer:
-        made += _clip(trained)
+    kept = [row for row in trained if optimizer.keeps_gradient(row.weight)]
+    if step.trainer and kept:
+        made += _clip(kept)
     if step.master_weights:
         made += [_each("_to_copy", row, row.parameter.num_bytes(), 4 * row.parameter.numel) for row in trained]
-    for decayed in (True, False):
-        group = [row for row in trained if row.decayed is decayed]
-        if optimizer.foreach:
-            # torch's own default decays weights; Trainer's is not to
-            made += _foreach_update(optimizer, group, decays=not step.trainer)
-        elif optimizer.loop is not None:
-            for row in group:
-                made += [_each(*launch) for launch in _loop(optimizer, row)]
-        else:
-            made += [_fused_update(optimizer, row) for row in group]
+    for rule in optimizer.rules:
+        for group in in_groups(trained, optimizer):
+            rows = own(group, optimizer, rule)
+            if rule.foreach:
+                # torch's own default decays weights; Trainer's is not to
+                made += _foreach_update(rule, rows, decays=not step.trainer, alone=optimizer.in_backward)
+            elif rule.step is not None:
+                for row in rows:
+                    made += _program(rule.step, row, optimizer)
+            else:
+                # what is sent to the host is updated there
+                made += [_fused_update(optimizer, row) for row in rows if not any(optimizer.transfers(row.weight))]
     if step.master_weights:
         made += [_each("copy_", row, 4 * row.parameter.numel, row.parameter.num_bytes()) for row in trained]
+    for row in trained:
+        made += _transfers(row, optimizer)
     return tuple(made)
 
 
-def _foreach_update(optimizer: Optimizer, group: list[Trained], decays: bool) -> Iterator[Kernel]:
-    for rows in by_type(group):
-        if optimizer.name == "adamw-fused":  # its step counters are tensors on the device
-            yield from _foreach(Foreach("_foreach_add_", 1, 1, 1), rows, 4)
-        for operation in optimizer.foreach:
-            if decays or not operation.decay:
-                yield from _foreach(operation, rows)
+def _transfers(row: Trained, optimizer: Chosen) -> Iterator[Kernel]:
+    """A gradient's way to the host, in each backward pass, and the weight's way back."""
+    down, up = optimizer.transfers(row.weight)
+    for phase, op, read, written in (
+        ("backward", "copy to host", down, 0),
+        ("optimizer_step", "copy from host", 0, up),
+    ):
+        if read or written:
+            yield Kernel(phase, TRANSFER, "optimizer", op, row.dtype.short, 0, read, written, row.count)
+
+
+def _foreach_update(rule: Optimizer, group: list[Trained], decays: bool, alone: bool) -> Iterator[Kernel]:
+    """`alone`: each tensor has an optimizer of its own."""
+    if alone:
+        parts = [[replace(row, count=1)] for row in group]
+        times = [row.count for row in group]
+    else:
+        parts = [group] if rule.one_list else by_type(group)
+        times = [1] * len(parts)
+    for rows, count in zip(parts, times):
+        for kernel in _foreach_rows(rule, rows, decays):
+            yield kernel._replace(count=kernel.count * count)
+
+
+def _foreach_rows(rule: Optimizer, rows: list[Trained], decays: bool) -> Iterator[Kernel]:
+    if any(name == "step" for row in rows[:1] for name, _ in rule.states(row.weight, None)):
+        yield from _foreach(Foreach("_foreach_add_", 1, 1, 1), rows, 4)  # step counters on the device
+    for operation in rule.foreach:
+        if decays or not operation.decay:
+            yield from _foreach(operation, rows)
 
 
 def _foreach(operation: Foreach, rows: list[Trained], bytes_each: int = 0) -> Iterator[Kernel]:
@@ -77,16 +110,28 @@ def _foreach(operation: Foreach, rows: list[Trained], bytes_each: int = 0) -> It
             )
 
 
-def _fused_update(optimizer: Optimizer, row: Trained) -> Kernel:
+def _fused_update(optimizer: Chosen, row: Trained) -> Kernel:
     """One kernel that reads weight, gradient and states, and writes weight and states."""
-    states = sum(row.states(optimizer)) + row.paged_bytes(optimizer)
-    weight = row.parameter.numel * row.dtype.itemsize
+    kept = [*optimizer.states(row.weight), *optimizer.paged(row.weight)]
+    states = sum(size for _, size in kept)
+    weight = row.weight.num_bytes
     return _each("optimizer_update", row, 2 * weight + states, weight + states)
 
 
-def _loop(optimizer: Optimizer, row: Trained) -> Iterable[tuple[str, Trained, int, int]]:
-    assert optimizer.loop is not None
-    return ((op, row, read, written) for op, read, written in optimizer.loop(row.parameter.shape, row.dtype))
+def _program(program: Step, row: Trained, optimizer: Chosen) -> Iterator[Kernel]:
+    """The launches of a program over one tensor, in their order: what it allocates, and what it writes in place."""
+    t = Engine()
+    program(t, [[row.weight]], optimizer.options, False)
+    made: list[Kernel] = []
+    for record in sorted([*t.records, *t.in_place], key=lambda record: record.born):
+        if record.read == WITH_LAST:
+            made[-1] = made[-1]._replace(bytes_written=made[-1].bytes_written + record.nbytes)
+            continue
+        read = record.nbytes if record.read is None else record.read
+        kind, dtype = "matmul" if record.num_flop else "optimizer", record.dtype.short
+        work = (record.num_flop, read, record.nbytes)
+        made.append(Kernel("optimizer_step", kind, "optimizer", record.op, dtype, *work, row.count))
+    yield from made
 
 
 def _clip(trained: list[Trained]) -> Iterator[Kernel]:

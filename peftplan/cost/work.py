@@ -30,7 +30,7 @@ from peftplan.cost.kinds import IS_FILL, LABELS, kind_of
 from peftplan.cost.parts import Parts
 from peftplan.cost.update import update_work
 from peftplan.memory.account import Account
-from peftplan.memory.graph import APART, WITH_LAST, Record, Segment
+from peftplan.memory.graph import APART, PASSING, WITH_LAST, Record, Segment
 from peftplan.memory.step import EARLIER, FORWARD_END
 from peftplan.memory.timeline import AUTOCAST_LEFT, Opened, Timeline
 from peftplan.specs.model import ModelSpec
@@ -43,6 +43,7 @@ _PHASES = {
     "recomputed activation": "recompute",
     "temporary": "backward",
     "gradient": "backward",
+    PASSING: "backward",
 }
 _LOSS_SEGMENTS = ("loss", AUTOCAST_LEFT, FORWARD_END)  # the last one runs to the end of the loss's backward
 

@@ -20,6 +20,7 @@ from peftplan.evidence.time_rows import impossible
 from peftplan.measured import BYTE_METRICS, METRICS, MeasuredRun, Metric
 from peftplan.memory.intervals import around, kind_of_run
 from peftplan.methods import METHODS
+from peftplan.packing import is_packed
 from peftplan.report import Report
 from peftplan.resolve import capability_of
 from peftplan.scores import Score
@@ -206,7 +207,7 @@ def _interval(report: Report, metric: str, predicted: float) -> tuple[float, flo
         return tokens / time.interval.high_s, tokens / time.interval.low_s
     if metric == "device":
         return memory.interval.low_bytes, memory.interval.high_bytes
-    kind = kind_of_run(METHODS[report.method.kind].frozen_base, report.request["quant"] is not None)
+    kind = kind_of_run(METHODS[report.method.kind].frozen_base, is_packed(report.request["quant"]))
     name = report.request["gpu"]
     bounds = around(metric, kind, round(predicted), capability_of(find_gpu(name) if name else None))
     return bounds.low_bytes, bounds.high_bytes

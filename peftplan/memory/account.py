@@ -5,23 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peftplan.breakdown import Node, branch, leaf
-from peftplan.memory.graph import Record
+from peftplan.memory.generated import Generated
+from peftplan.memory.graph import PASSING, Record
 from peftplan.memory.overheads import NUM_WORKSPACES, all_workspaces_bytes
+from peftplan.memory.passing import UPDATE
 from peftplan.memory.resident import Resident, Tally, tally_resident
 from peftplan.memory.timeline import Moment, Play, Timeline
-from peftplan.optimizers import OPTIMIZERS
 from peftplan.parallel.data_parallel import gradient_buckets
 from peftplan.specs.formats import BLOCK_BYTES
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.run import StepSpec
 
-PEAK_MOMENTS = ("forward", "loss", "backward", "optimizer_step")
+PEAK_MOMENTS = ("generation", "forward", "loss", "backward", "optimizer_step")
 _LARGEST_SHOWN = 12
 _KINDS = {
     "input": "inputs",
     "activation": "activations",
     "recomputed activation": "recomputed activations",
     "temporary": "temporaries",
+    UPDATE: "optimizer step temporaries",
     "kernel workspace": "kernel workspaces",
 }
 _OF_A_KERNEL = " workspace"  # how the operations of buffers end that a kernel takes and gives back
@@ -41,6 +43,7 @@ class Account:
     moments: dict[str, int]
     peak_moment: str
     activations_bytes: int
+    generated: Generated | None = None
     _breakdown: Node | None = None
 
     @property
@@ -58,30 +61,34 @@ class Account:
 
 def standing(model: ModelSpec, step: StepSpec) -> Resident:
     """All state of a model that has been played, whatever its batch and length."""
-    resident = tally_resident(model, OPTIMIZERS[step.optimizer], step.master_weights, step.trainer)
+    resident = tally_resident(model, step)
     if step.data_parallel:
         resident.buckets.add("copies of the gradients", gradient_buckets(model), 1)
     return resident
 
 
-def account_of(timeline: Timeline, resident: Resident, step: StepSpec) -> Account:
-    """The account of a step that has been played."""
+def account_of(
+    timeline: Timeline, resident: Resident, step: StepSpec, generated: Generated | None = None
+) -> Account:
+    """The account of a step that has been played, and of what is generated before it."""
     workspaces = all_workspaces_bytes(step.compute_capability)
-    base = resident.allocated + workspaces
+    bare = base = resident.allocated + workspaces
     if step.accumulating:
         base += resident.gradients.allocated
     phases = timeline.phases
+    before = {} if generated is None else {"generation": bare + generated.peak_bytes}
     moments = {
         "loaded": resident.loaded_allocated,
+        **before,
         "forward": base + phases["forward"].bytes,
         "forward_end": base + timeline.forward_end_bytes,
         "loss": base + phases["loss"].bytes,
         "backward": base + phases["backward"].bytes,
         "optimizer_step": base + timeline.end_bytes + _step_bytes(resident, step),
     }
-    peak = max(PEAK_MOMENTS, key=lambda name: moments[name])
+    peak = max((name for name in PEAK_MOMENTS if name in moments), key=lambda name: moments[name])
     activations = timeline.forward_end_requested - timeline.inputs_requested
-    return Account(resident, timeline, step, moments, peak, activations)
+    return Account(resident, timeline, step, moments, peak, activations, generated)
 
 
 def _update_bytes(resident: Resident, step: StepSpec) -> int:
@@ -108,7 +115,8 @@ def _breakdown(account: Account) -> Node:
     optimizing = peak == "optimizer_step"
     clipping = optimizing and _clips(resident, step)
     replaced = optimizing and step.master_weights and not clipping  # gradients, by fp32 copies
-    groups = _alive(timeline, _peak_of(timeline, peak))
+    generating = account.generated is not None and peak == "generation"
+    groups = {} if generating else _alive(timeline, _peak_of(timeline, peak))
     nodes = [
         _state("weights", resident.weights),
         _state("adapters", resident.adapters),
@@ -118,11 +126,15 @@ def _breakdown(account: Account) -> Node:
     if resident.buckets.requested:
         size = resident.buckets.requested
         nodes.append(leaf("gradient buckets", size, "what GPUs sum gradients in", "torch-ddp"))
-    if step.accumulating and not replaced:
+    if generating:
+        nodes += _generation(account)
+    elif step.accumulating and not replaced:
         nodes.append(_state("gradients", resident.gradients))
     elif not replaced:
-        nodes.append(leaf("gradients", groups.pop("gradient", _Group()).requested, "alive at the peak"))
-    groups.pop("gradient", None)
+        alive = sum(groups[kind].requested for kind in ("gradient", PASSING) if kind in groups)
+        nodes.append(leaf("gradients", alive, "alive at the peak"))
+    for kind in ("gradient", PASSING):
+        groups.pop(kind, None)
     for kind, name in _KINDS.items():
         if kind in groups:
             nodes.append(groups[kind].node(name))
@@ -145,11 +157,28 @@ def _breakdown(account: Account) -> Node:
     return branch("peak allocated", nodes)
 
 
+def _generation(account: Account) -> list[Node]:
+    """Keys and values, and the pass beside them."""
+    made = account.generated
+    assert made is not None
+    cache, played = made.parts
+    text = f"{made.rows} sequences of up to {made.prompt + made.new} tokens"
+    return [
+        leaf("keys and values", cache, text, "transformers-cache"),
+        leaf("a pass of generation", played, "over all prompts, or a token of each", "transformers-generate"),
+    ]
+
+
 def peak_tensors(account: Account) -> AliveKinds:
     """What is alive at the peak beside the standing state, by part of the breakdown."""
+    if account.peak_moment == "generation":
+        return {}
     groups = _alive(account.timeline, _peak_of(account.timeline, account.peak_moment))
-    names = {**_KINDS, "gradient": "gradients"}
-    return {names.get(kind, kind): group.items for kind, group in groups.items()}
+    names = {**_KINDS, "gradient": "gradients", PASSING: "gradients"}
+    found: AliveKinds = {}
+    for kind, group in groups.items():
+        found.setdefault(names.get(kind, kind), {}).update(group.items)
+    return found
 
 
 def _peak_of(timeline: Timeline, phase: str) -> Moment:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any
 
-from peftplan.memory.graph import Backward, Node
+from peftplan.memory.graph import Backward, Node, Strided
 from peftplan.memory.matrix import MatrixOps
 from peftplan.specs.formats import BOOL, FP32, DType
 from peftplan.specs.tensors import Tensor, bytes_of
@@ -54,13 +54,39 @@ def _add_scaled_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (g, t.like(g, "mul"))
 
 
+def _add_to_view_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    whole = t.like(g, "new_empty_strided")  # a copy of all of the gradient, into which the view's is copied back
+    piece = t.like(g, "clone")
+    t.write("copy_", g.dtype, bytes_of(piece), bytes_of(piece))
+    return (whole, piece)
+
+
 def _norm_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     x, norm = saved
-    ratio = t.like(g, "div")
-    zero = t.new((), 1, BOOL, "eq", bytes_of(norm))
-    out = t.like(x, "mul")
+    ratio = t.new(x.shape, x.numel, t.result_type(x, norm), "div", bytes_of(x, norm))
+    zero = t.new(norm.shape, norm.numel, BOOL, "eq", bytes_of(norm))
+    t.write("masked_fill_", ratio.dtype, bytes_of(ratio, zero), bytes_of(ratio))
+    out = t.like(ratio, "mul", bytes_of(g, ratio))
     del ratio, zero
     return (out,)
+
+
+def _qr_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    orthogonal, triangular = saved
+    square, flop = triangular.shape, 2 * g.numel * g.shape[1]
+    product = t.new(square, triangular.numel, g.dtype, "mm", bytes_of(orthogonal, g), flop)
+    inner = t.like(product, "neg")
+    del product
+    upper = t.like(inner, "triu")
+    both = t.like(upper, "add", 2 * bytes_of(upper))
+    turned = t.new(g.shape, g.numel, g.dtype, "mm", bytes_of(orthogonal, both), flop)
+    whole = t.like(g, "add", bytes_of(turned, g))
+    del inner, upper, both, turned
+    return (t.like(whole, "linalg_solve_triangular", bytes_of(whole, triangular)),)
+
+
+def _scattered_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    return (t.like(g, "gather", bytes_of(g, saved[0])),)
 
 
 def _repeat_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
@@ -98,11 +124,39 @@ class AdapterOps(MatrixOps):
             out = run(self)
         return self.attach(out, node)
 
+    @staticmethod
+    def strided(grad: Tensor) -> Tensor:
+        """A gradient that lies otherwise than the weight it belongs to."""
+        return Strided(grad.shape, grad.numel, grad.dtype, grad.storage, None)
+
+    def hooked(self, x: Tensor, backward: Backward, context: Any) -> Tensor:
+        """A weight whose gradient a hook makes another of, before it is kept."""
+        node = self.link("hook", backward, (), (x.edge,), context)
+        return self.attach(Tensor(x.shape, x.numel, x.dtype, x.storage, None), node)
+
     def div(self, a: Tensor, b: Tensor) -> Tensor:
         """a / b; saves the divisor, and the dividend if the divisor wants a gradient."""
         saved = (b if a.edge is not None or b.edge is not None else None, a if b.edge is not None else None)
         node = self.link("DivBackward0", _div_backward, saved, (a.edge, b.edge), a.edge is not None)
         return self.attach(self.elementwise_result(a, b, "div"), node)
+
+    def einsum(self, a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """torch.einsum of two that comes to one batched product: autocast casts what it is given, in order."""
+        given = a, b
+        if self.autocast is not None:
+            a = self.autocast_to(a, self.autocast)
+            b = self.autocast_to(b, self.autocast)
+        out = self.matmul(a, b, shape)
+        del given
+        return out
+
+    def scattered(self, x: Tensor, index: Tensor) -> Tensor:
+        """zeros.scatter(-1, index, x): a copy of the zeros with x along its last dimension; saves the index."""
+        zeros = self.like(x, "zeros", 0)
+        node = self.link("ScatterBackward0", _scattered_backward, (index,), (x.edge,))
+        out = self.like(x, "scatter", bytes_of(zeros, index, x))
+        del zeros
+        return self.attach(out, node)
 
     def repeated(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """x.repeat up to `shape`: a copy; gradients are summed back."""
@@ -111,11 +165,14 @@ class AdapterOps(MatrixOps):
 
     def filled_from(self, values: Tensor, shape: tuple[int, ...], index: Tensor | None = None) -> Tensor:
         """Zeros of `shape` with values put at places that buffers hold, or an index that is saved."""
+        return self.put_into(self.new(shape, prod(shape), values.dtype, "zeros", 0), values, index)
+
+    def put_into(self, zeros: Tensor, values: Tensor, index: Tensor | None = None) -> Tensor:
+        """Values put into what has no gradient, in place: at places that buffers hold, or an index that is saved."""
         context = values.shape, values.numel
         node = self.link("IndexPutBackward0", _filled_backward, (index,), (values.edge,), context)
-        out = self.new(shape, prod(shape), values.dtype, "zeros", 0)
         self.write("index_put_", values.dtype, 2 * bytes_of(values), bytes_of(values))
-        return self.attach(out, node)
+        return self.attach(Tensor(zeros.shape, zeros.numel, zeros.dtype, zeros.storage, None), node)
 
     def index_copy(self, x: Tensor, index: Tensor, source: Tensor) -> Tensor:
         """A copy of a frozen table with rows put into it; saves the index and, for its shape, the rows."""
@@ -139,6 +196,26 @@ class AdapterOps(MatrixOps):
         self.write("add_", a.dtype, bytes_of(a, b), bytes_of(a))
         return self.attach(Tensor(a.shape, a.numel, a.dtype, a.storage, None), node)
 
+    def add_to_view(self, view: Tensor, b: Tensor) -> Tensor:
+        """view += b, where the view shows all of what a product has made: gradients pass through two copies."""
+        node = self.link("CopySlices", _add_to_view_backward, (), (view.edge, b.edge))
+        self.write("add_", view.dtype, bytes_of(view, b), bytes_of(view))
+        return self.attach(Tensor(view.shape, view.numel, view.dtype, view.storage, None), node)
+
+    def qr(self, x: Tensor) -> Tensor:
+        """The orthogonal factor of a matrix's QR decomposition; saves both. What its solver takes is not known."""
+        node = self.link("LinalgQrBackward0", _qr_backward, (), (x.edge,))
+        out = self.like(x, "linalg_qr")
+        triangular = self.further((x.shape[1],) * 2, x.shape[1] ** 2, x.dtype, "linalg_qr")
+        if node is not None:
+            self.save(node, (out, triangular))
+        del triangular
+        return self.attach(Tensor(out.shape, out.numel, out.dtype, out.storage, None), node)
+
+    def from_host(self, shape: tuple[int, ...], numel: int, dtype: DType) -> Tensor:
+        """A tensor that the host holds, brought to the device."""
+        return self.new(shape, numel, dtype, "_to_copy")
+
     def eye(self, size: int, dtype: DType) -> Tensor:
         """The identity matrix."""
         return self.new((size, size), size * size, dtype, "eye", 0)
@@ -148,18 +225,15 @@ class AdapterOps(MatrixOps):
         rows = x.shape[0]
         return self.new((rows,), rows, FP32 if self.autocast else x.dtype, "linalg_vector_norm", bytes_of(x))
 
-    def norm(self, x: Tensor) -> Tensor:
-        """The norm of all of x (autocast: in fp32); saves x and the norm."""
+    def norm(self, x: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+        """The norm of all of x, or of each of its rows or columns (autocast: in fp32); saves x and the norm."""
         node = self.link("LinalgVectorNormBackward0", _norm_backward, (x,), (x.edge,))
-        return self.saving_result(
-            self.new((), 1, FP32 if self.autocast else x.dtype, "linalg_vector_norm", bytes_of(x)), node
-        )
+        dtype = FP32 if self.autocast else x.dtype
+        return self.saving_result(self.new(shape, prod(shape), dtype, "linalg_vector_norm", bytes_of(x)), node)
 
     def dense_weight(self, linear: Any) -> Tensor:
         """The weight of a linear as peft's dequantize_module_weight gives it: itself, or unpacked."""
         weight = linear.weight
         if weight.quant is None:
             return weight  # type: ignore[no-any-return]
-        if weight.quant.kind == "int8":
-            return self.new(weight.shape, prod(weight.shape), FP32, "int8_vectorwise_dequant", weight.numel)
-        return self.dequantize_4bit(weight)
+        return linear.unpacked(self)  # type: ignore[no-any-return]

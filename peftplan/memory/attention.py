@@ -140,7 +140,7 @@ class AttentionOps(EfficientOps):
         rows = q.numel // q.shape[-1]
         lse = self.further(q.shape[:3], rows, FP32, "flash logsumexp")
         batch, heads, length, dim = q.shape
-        dropped = dropout > 0.0 and self.training
+        dropped = dropout > 0.0 and self.training and self.drops
         sizes = flash_forward_sizes(batch, heads, length, k.shape[2], dim, self.compute_capability, dropped)
         self.workspace("_flash_attention_forward", *sizes)
         rng = self.further((2,), 2, INT64, "flash rng state")

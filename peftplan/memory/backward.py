@@ -9,7 +9,7 @@ from __future__ import annotations
 from sys import getrefcount
 from typing import Any
 
-from peftplan.memory.graph import Frame, Leaf, Node, StopRecompute
+from peftplan.memory.graph import PASSING, SHARED, Frame, GradientView, Leaf, Node, StopRecompute, Strided
 from peftplan.memory.references import ALONE_AS_ARGUMENT, ALONE_AS_ATTRIBUTE
 from peftplan.memory.tape import Engine
 from peftplan.memory.workspaces.reductions import SHARED_FROM, sum_rows_sizes
@@ -95,6 +95,15 @@ class BackwardEngine(Engine):
                 target.grad = self._add_grads(held, grad)
                 del held
             del grad
+            if self.gathers:
+                self._arrived(target)
+
+    def _arrived(self, target: Any) -> None:
+        """What gathers a weight's gradient comes before all else that waits, once it has the last part of it."""
+        if target.__class__ is Node and target.name == SHARED:
+            target.context -= 1
+            if not target.context:
+                self._step(target)
 
     def _reach(self, leaf: Leaf, grad: Tensor) -> None:
         """A gradient arrives at a tensor that asks for one: kept, or added to what came before."""
@@ -134,8 +143,14 @@ class BackwardEngine(Engine):
         if self.accumulating:
             self.write(ACCUMULATE, grad.dtype, 2 * bytes_of(grad), bytes_of(grad))
             return  # added into the gradient that is there; `grad` goes with the caller's reference
-        if getrefcount(grad.storage) > ALONE_AS_ATTRIBUTE:  # shared with another holder: cloned, not taken
+        # shared with another holder, or not laid out as a weight is: cloned, not taken
+        shared = getrefcount(grad) > ALONE_AS_ARGUMENT or getrefcount(grad.storage) > ALONE_AS_ATTRIBUTE
+        if shared or grad.__class__ is Strided:
             grad = self.like(grad, "gradient")
+        if self.passing is not None and self.passing.takes(parameter):
+            grad.storage.record.kind = PASSING
+            self.passing.arrive(parameter, grad)
+            return
         grad.storage.record.kind = "gradient"
         self.gradient_bytes += grad.storage.record.size
         self.grads[key] = grad
@@ -189,6 +204,8 @@ class BackwardEngine(Engine):
 
 
 def _viewed(grad: Tensor) -> bool:
-    """Whether a gradient is a linear's: its weight's, transposed, or its input's, folded and unfolded."""
+    """Whether a gradient is a view, or a linear's: its weight's, transposed, or its input's, folded back."""
+    if isinstance(grad, GradientView):
+        return True
     record = grad.storage.record
     return record.op == "mm.t" or (record.op == "mm" and len(record.shape) > 2)

@@ -49,3 +49,15 @@ class ConvolutionOps(ElementwiseOps):
         num_flop = 2 * numel * (weight.numel // weight.shape[0])
         out = self.new(shape, numel, x.dtype, "convolution", bytes_of(x, weight, bias), num_flop)
         return self.attach(out, node)
+
+    def conv_transpose(self, x: Tensor, weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A transposed convolution of channels into one matrix of `shape`, the filters frozen; saves both."""
+        if self.autocast is not None:
+            weight = self.autocast_to(weight, self.autocast)
+            x = self.autocast_to(x, self.autocast)
+        node = self.link(
+            "ConvolutionBackward0", _convolution_backward, (x, weight), (x.edge,), (x.edge is not None, False, False)
+        )
+        num_flop = 2 * x.numel * (weight.numel // weight.shape[0])
+        out = self.new(shape, prod(shape), x.dtype, "convolution", bytes_of(x, weight), num_flop)
+        return self.attach(out, node)

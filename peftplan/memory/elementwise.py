@@ -28,6 +28,12 @@ def _broadcast(a: Tensor, b: Tensor) -> tuple[tuple[int, ...], int]:
     return shape, prod(shape)
 
 
+def _along_last(a: Tensor, b: Tensor) -> str | None:
+    """What says that one of two is broadcast along the last dimension."""
+    along = a.shape[-1:] != b.shape[-1:] and (a.shape[-1:] == (1,) or b.shape[-1:] == (1,))
+    return ALONG_LAST if along else None
+
+
 def _add_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (g, g)
 
@@ -87,7 +93,7 @@ class ElementwiseOps(ViewOps):
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         """a + b (or a - b); saves nothing."""
-        node = self.link("AddBackward0", _add_backward, (), (a.edge, b.edge))
+        node = self.link("AddBackward0", _add_backward, (), (a.edge, b.edge), _along_last(a, b))
         return self.attach(self.elementwise_result(a, b, "add"), node)
 
     def add_scalar(self, x: Tensor) -> Tensor:
@@ -98,9 +104,7 @@ class ElementwiseOps(ViewOps):
     def mul(self, a: Tensor, b: Tensor) -> Tensor:
         """a * b; saves each factor that the other's gradient needs."""
         saved = (b if a.edge is not None else None, a if b.edge is not None else None)
-        along_last = a.shape[-1:] != b.shape[-1:] and (a.shape[-1:] == (1,) or b.shape[-1:] == (1,))
-        context = ALONG_LAST if along_last else None
-        node = self.link("MulBackward0", _mul_backward, saved, (a.edge, b.edge), context)
+        node = self.link("MulBackward0", _mul_backward, saved, (a.edge, b.edge), _along_last(a, b))
         return self.attach(self.elementwise_result(a, b, "mul"), node)
 
     def mul_scalar(self, x: Tensor, op: str = "mul") -> Tensor:
@@ -112,6 +116,13 @@ class ElementwiseOps(ViewOps):
         """a += b; saves nothing and allocates nothing."""
         node = self.link("AddBackward0", _add_backward, (), (a.edge, b.edge))
         self.write("add_", a.dtype, bytes_of(a, b), bytes_of(a))
+        return self.attach(Tensor(a.shape, a.numel, a.dtype, a.storage, None), node)
+
+    def mul_in_place(self, a: Tensor, b: Tensor) -> Tensor:
+        """a *= b; saves what a was, in a copy, and b, as the gradients of b and a need them."""
+        before = self.like(a, "clone") if b.edge is not None and self.grad_enabled else None
+        node = self.link("MulBackward0", _mul_backward, (b if a.edge is not None else None, before), (a.edge, b.edge))
+        self.write("mul_", a.dtype, bytes_of(a, b), bytes_of(a))
         return self.attach(Tensor(a.shape, a.numel, a.dtype, a.storage, None), node)
 
     def scale_in_place(self, x: Tensor) -> Tensor:
@@ -137,6 +148,11 @@ class ElementwiseOps(ViewOps):
         shape = (*x.shape[:-1], 1)
         node = self.link("MeanBackward1", _mean_backward, (), (x.edge,), (x.shape, x.numel))
         return self.attach(self.new(shape, prod(shape), x.dtype, "mean", bytes_of(x)), node)
+
+    def mean_rows(self, x: Tensor) -> Tensor:
+        """Mean over the first dimension of a matrix; saves nothing."""
+        node = self.link("MeanBackward1", _mean_backward, (), (x.edge,), (x.shape, x.numel))
+        return self.attach(self.new(x.shape[1:], x.shape[1], x.dtype, "mean", bytes_of(x)), node)
 
     def rsqrt(self, x: Tensor) -> Tensor:
         """1/sqrt(x); saves its result."""

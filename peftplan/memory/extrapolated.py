@@ -22,7 +22,7 @@ from peftplan.memory.overheads import NUM_WORKSPACES, all_workspaces_bytes, cubl
 from peftplan.memory.trained import trained_tensors
 from peftplan.memory.unrolled import Section
 from peftplan.memory.update import Event
-from peftplan.optimizers import OPTIMIZERS
+from peftplan.optimizers.chosen import chosen
 from peftplan.specs.formats import allocated_bytes
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.run import StepSpec
@@ -36,16 +36,21 @@ class StandingEvents:
     """What a model, a method and an optimizer hold whatever the batch: the same for every step of a kind."""
 
     def __init__(self, model: ModelSpec, step: StepSpec) -> None:
-        optimizer = OPTIMIZERS[step.optimizer]
+        optimizer = chosen(step)
         workspace = cublas_workspace_bytes(step.compute_capability)
         weights = [(allocated_bytes(size), n) for _, p, n in model.parameters() for _, size in p.storages()]
         weights.append((workspace, NUM_WORKSPACES))
-        trained = trained_tensors(model, step.master_weights, step.trainer)
-        states = [(allocated_bytes(size), row.count) for row in trained for size in row.states(optimizer)]
+        trained = trained_tensors(model, step)
+        states = [
+            (allocated_bytes(size), row.count) for row in trained for _, size in optimizer.states(row.weight)
+        ]
         if step.master_weights:
             states += [(allocated_bytes(4 * row.parameter.numel), row.count) for row in trained]
         temporaries = [
-            (allocated_bytes(optimizer.step_all(row.parameter.numel, row.dtype)), row.count) for row in trained
+            (allocated_bytes(row.weight.num_bytes), row.count)
+            for row in trained
+            for _ in optimizer.rule(row.weight).copies
+            if not optimizer.in_backward
         ]
         self.temporary_bytes = sum(size * min(n, REPLAYED_COPIES) for size, n in temporaries)
         self.small_bytes = _small_bytes(weights) + _small_bytes(states)

@@ -52,6 +52,19 @@ def _dropout_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (t.like(g, "native_dropout_backward", bytes_of(g, saved[0])),)
 
 
+def _cos_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    sine = t.like(saved[0], "sin")
+    negative = t.like(sine, "neg")
+    out = t.like(g, "mul", bytes_of(g, negative))
+    del sine, negative
+    return (out,)
+
+
+def _sin_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    cosine = t.like(saved[0], "cos")
+    return (t.like(g, "mul", bytes_of(g, cosine)),)
+
+
 def _softmax_backward(t: Any, g: Tensor, saved: Any, dtype: DType) -> Grads:
     grad = t.new(g.shape, g.numel, dtype, "_softmax_backward_data", bytes_of(g, saved[0]))
     t.workspace("_softmax_backward_data", *softmax_backward_sizes(g.numel, g.dtype.itemsize))
@@ -60,6 +73,8 @@ def _softmax_backward(t: Any, g: Tensor, saved: Any, dtype: DType) -> Grads:
 
 class FunctionOps(ElementwiseOps):
     """Functions applied to whole tensors."""
+
+    drops = True  # a style may turn dropout off
 
     def activation(self, x: Tensor, name: str) -> Tensor:
         """An activation function by its transformers name (ACT2FN); see `ACTIVATIONS`."""
@@ -78,6 +93,13 @@ class FunctionOps(ElementwiseOps):
         node = self.link("TanhBackward0", unary_backward, (), (x.edge,), "tanh_backward")
         return self.saving_result(self.like(x, "tanh"), node)
 
+    def exp(self, x: Tensor) -> Tensor:
+        """Saves its result; autocast: in fp32."""
+        if self.autocast is not None:
+            x = self.to(x, FP32)
+        node = self.link("ExpBackward0", unary_backward, (), (x.edge,), "mul")
+        return self.saving_result(self.like(x, "exp"), node)
+
     def relu(self, x: Tensor) -> Tensor:
         """Saves its result."""
         node = self.link("ReluBackward0", unary_backward, (), (x.edge,), "threshold_backward")
@@ -87,6 +109,16 @@ class FunctionOps(ElementwiseOps):
         """Saves its result."""
         node = self.link("SigmoidBackward0", unary_backward, (), (x.edge,), "sigmoid_backward")
         return self.saving_result(self.like(x, "sigmoid"), node)
+
+    def cos(self, x: Tensor) -> Tensor:
+        """Saves its input."""
+        node = self.link("CosBackward0", _cos_backward, (x,), (x.edge,))
+        return self.attach(self.like(x, "cos"), node)
+
+    def sin(self, x: Tensor) -> Tensor:
+        """Saves its input."""
+        node = self.link("SinBackward0", _sin_backward, (x,), (x.edge,))
+        return self.attach(self.like(x, "sin"), node)
 
     def new_gelu(self, x: Tensor) -> Tensor:
         """GPT-2's tanh GELU written out in Python: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3)))."""
@@ -124,7 +156,7 @@ class FunctionOps(ElementwiseOps):
 
     def dropout(self, x: Tensor, probability: float) -> Tensor:
         """F.dropout in training on CUDA: a fused kernel that saves a one-byte mask."""
-        if probability <= 0.0 or not self.training:
+        if probability <= 0.0 or not self.training or not self.drops:
             return x
         node = self.link("NativeDropoutBackward0", _dropout_backward, (), (x.edge,))
         out = self.like(x, "native_dropout")

@@ -15,9 +15,16 @@ if TYPE_CHECKING:
 Backward = Callable[[Any, Any, Sequence[Any], Any], Sequence[Tensor | None]]
 
 
+# What a gradient counts as that is used, or leaves the device, while backward still runs.
+PASSING = "passing gradient"
+
 # In the place of what is read: a further result of an operation, written by the launch that made the first;
 # and a tensor that launches write which are noted by themselves.
 WITH_LAST, APART = -1, -2
+
+
+# A node that gathers what several blocks have of one weight's gradient; its context counts what is yet to come.
+SHARED = "AccumulateGrad"
 
 
 class Record:
@@ -104,6 +111,18 @@ class Leaf:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         self.grad: Tensor | None = None
+
+
+class GradientView(Tensor):
+    """A gradient that is another one in another shape: the engine owns no view, and adds nothing to it in place."""
+
+    __slots__ = ()
+
+
+class Strided(GradientView):
+    """One that lies otherwise than what it is the gradient of: a weight takes a copy."""
+
+    __slots__ = ()
 
 
 class Segment:

@@ -16,18 +16,19 @@ from typing import Any
 
 from peftplan.errors import BadInput
 from peftplan.memory.efficient import keys_back
-from peftplan.memory.unpadded import UnpaddedOps
-from peftplan.specs.formats import FP32, DType
+from peftplan.memory.packed import PackedOps
+from peftplan.specs.formats import BF16, FP32, DType
 from peftplan.specs.tensors import Tensor, bytes_of
 
 Grads = Sequence[Tensor | None]
 
 
-class InterfaceOps(UnpaddedOps):
+class InterfaceOps(PackedOps):
     """`attend` in the three implementations: sdpa, eager, flash (the package)."""
 
     attention = "sdpa"
     padding = False  # the batch's attention mask has zeros
+    kept_types: tuple[DType, DType] = (BF16, BF16)  # in which attention gets keys and values, as a cache keeps them
     returns_cache = False
     prefix_length = 0  # positions that keys and values have before those of the tokens
 
@@ -85,6 +86,7 @@ class InterfaceOps(UnpaddedOps):
         the eager form writes out. `window`: how many keys a query sees, which only the flash-attention package
         is told; to the others it is a mask.
         """
+        self.kept_types = k.dtype, v.dtype
         if self.attention == "eager":
             return self._eager(q, k, v, mask, dropout, by_heads, softcap, split)
         if self.attention == "flash":
@@ -195,8 +197,9 @@ class InterfaceOps(UnpaddedOps):
             )
         if width != dim:
             v = self.pad_last(v, dim)
-        if padding:
-            out = self.flash_unpadded(q, k, v, by_heads, back)
+        packed = self.positions is not None and self.notes_starts()
+        if padding or packed:
+            out = (self.flash_packed if packed else self.flash_unpadded)(q, k, v, by_heads, back)
             return out if width == dim else self.contiguous(self.slice(out, (*out.shape[:3], width)))
         if dim % 8:
             out = self._flash_padded(q, k, v, dropout, back)

@@ -16,7 +16,7 @@ Grads = Sequence[Tensor | None]
 
 
 def _sub_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
-    return (g, t.like(g, "neg"))
+    return (g, t.like(g, "neg") if context else None)
 
 
 def _copy_slices_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
@@ -43,8 +43,8 @@ class LatentOps(ElementwiseOps):
     """What latent attention calls beside linears, norms and the attention kernel."""
 
     def sub(self, a: Tensor, b: Tensor) -> Tensor:
-        """a - b; saves nothing, and negates the gradient of b into a tensor of its own."""
-        node = self.link("SubBackward0", _sub_backward, (), (a.edge, b.edge))
+        """a - b; saves nothing, and negates the gradient of b, if it wants one, into a tensor of its own."""
+        node = self.link("SubBackward0", _sub_backward, (), (a.edge, b.edge), b.edge is not None)
         return self.attach(self.elementwise_result(a, b, "sub"), node)
 
     def copy_into(self, base: Tensor, part: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from peftplan.memory.generated import Generated
 from peftplan.memory.overheads import cublas_workspace_bytes
 from peftplan.memory.resident import Resident
 from peftplan.specs.model import ModelSpec
@@ -23,10 +24,10 @@ class Loading:
 def load_bytes(model: ModelSpec, resident: Resident) -> Loading:
     """What loading needs.
 
-    Weights come from a 16-bit safetensors checkpoint, memory-mapped and moved tensor by tensor: the host
-    holds the largest tensor, and a packed weight is on the device in 16 bit while it is quantised, beside
-    the 8-bit and fp32 block scales of its first pass.
-    Assumes: mapped pages of the checkpoint are reclaimable and not counted.
+    Weights come from a safetensors checkpoint, memory-mapped and moved tensor by tensor: the host holds the largest
+    tensor, and a weight that is packed on the way is on the device in 16 bit while that is done, beside the fp32
+    block scales of its first pass. Packed checkpoints are moved as they are; those whose weights are dequantised on
+    the way hold what that takes. Assumes: mapped pages of the checkpoint are reclaimable and not counted.
     """
     largest = checkpoint = 0
     extra = 0
@@ -35,18 +36,25 @@ def load_bytes(model: ModelSpec, resident: Resident) -> Loading:
             continue
         dense = parameter.numel * parameter.dtype.itemsize
         source = 2 * parameter.numel
-        checkpoint += source * count
-        largest = max(largest, source)
         if parameter.quant is not None:
-            blocks = -(-parameter.numel // parameter.quant.block_size)
-            extra = max(extra, dense + 4 * blocks)
+            source = parameter.quant.checkpoint_bytes(parameter.shape)
+            extra = max(extra, parameter.quant.loading_bytes(parameter.shape, parameter.dtype.itemsize))
+        elif parameter.loaded_from is not None:
+            source = parameter.loaded_from.checkpoint_bytes(parameter.shape)
+            extra = max(extra, parameter.loaded_from.loading_bytes(parameter.shape, parameter.dtype.itemsize))
         elif dense > source:
             extra = max(extra, source)  # cast up after it was loaded
+        checkpoint += source * count
+        largest = max(largest, source)
     device = resident.loaded_allocated + extra
     return Loading(device, largest, checkpoint)
 
 
-def evaluation_peak(play: Callable[[StepSpec], int], step: StepSpec, resident: Resident) -> int:
-    """The most allocated in an evaluation pass over the same batch, optimizer states beside it."""
+def evaluation_peak(
+    play: Callable[[StepSpec], int], step: StepSpec, resident: Resident, generated: Generated | None = None
+) -> int:
+    """The most allocated in an evaluation of the same batch, optimizer states beside it: a pass, or generation."""
     level = play(replace(step, checkpointing=False, accumulating=False))
+    if generated is not None:
+        level = max(level, generated.peak_bytes)
     return resident.allocated + cublas_workspace_bytes(step.compute_capability) + level

@@ -31,6 +31,11 @@ def _div_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     return (t.like(g, "div"),)
 
 
+def _squared_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    x, labels = saved
+    return (t.new(x.shape, x.numel, t.result_type(x, labels), "mse_loss_backward", bytes_of(x, labels)),)
+
+
 class LossOps(AttentionOps):
     """Cross-entropy over the vocabulary."""
 
@@ -78,12 +83,8 @@ class LossOps(AttentionOps):
         """log_softmax (saves its result) and nll_loss (saves the same, the labels and a weight)."""
         if mark and self.grad_enabled:
             self.nodes.append("loss backward done")
-        node = self.link("LogSoftmaxBackward0", _log_softmax_backward, (), (logits.edge,))
         # cross_entropy_loss names the logits' own type for the log-softmax, so that autocast does not widen it
-        logp = self.new(logits.shape, logits.numel, logits.dtype, "_log_softmax")
-        if node is not None:
-            self.save(node, (Tensor(logp.shape, logp.numel, logp.dtype, logp.storage, None),))
-        self.attach(logp, node)
+        logp = self.log_softmax(logits)
         if self.autocast is not None:
             logp = self.to(logp, FP32)
         node = self.link("NllLossBackward0", _nll_backward, (logp, labels), (logp.edge,))
@@ -93,6 +94,22 @@ class LossOps(AttentionOps):
         if node is not None:
             self.save(node, (total,))
         return self.attach(loss, node)
+
+    def mean_squared_error(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Of numbers to come near to (autocast: in fp32); saves both."""
+        if self.autocast is not None:
+            labels = self.to(labels, FP32)
+            x = self.to(x, FP32)
+        node = self.link("MseLossBackward0", _squared_backward, (x, labels), (x.edge,))
+        return self.attach(self.new((), 1, self.result_type(x, labels), "mse_loss", bytes_of(x, labels)), node)
+
+    def log_softmax(self, x: Tensor) -> Tensor:
+        """Over the last dimension, in the type of `x`; saves its result."""
+        node = self.link("LogSoftmaxBackward0", _log_softmax_backward, (), (x.edge,))
+        out = self.new(x.shape, x.numel, x.dtype, "_log_softmax")
+        if node is not None:
+            self.save(node, (Tensor(out.shape, out.numel, out.dtype, out.storage, None),))
+        return self.attach(out, node)
 
     def start_backward(self, loss: Tensor) -> None:
         """loss.backward(): the gradient of one that starts it."""

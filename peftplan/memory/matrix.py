@@ -12,7 +12,7 @@ from typing import Any
 
 from peftplan.memory.functions import FunctionOps
 from peftplan.memory.workspaces.bitsandbytes import multiplies_packed
-from peftplan.specs.formats import FP16, FP32, INT8, DType
+from peftplan.specs.formats import FP16, FP32, INT8, DType, QuantFormat
 from peftplan.specs.tensors import Parameter, Tensor, bytes_of
 
 Grads = Sequence[Tensor | None]
@@ -65,6 +65,12 @@ def _linear_8bit_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     out = t.new(x_shape, x_numel, x_dtype, "mm", read, 2 * x_numel * rows)
     del dense, cast
     return (out, grad_bias)
+
+
+def _packed_linear_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    how, weight, x_shape, x_numel, x_wants, bias_wants = context
+    grad_bias = t.sum_to(g, weight.shape[0]) if bias_wants else None
+    return (how.gradient(t, g, weight, x_shape, x_numel) if x_wants else None, grad_bias)
 
 
 class MatrixOps(FunctionOps):
@@ -133,10 +139,28 @@ class MatrixOps(FunctionOps):
         shape = (x.shape[0], heads, *x.shape[2:])
         return self.expand_copy(x, shape) if shape[0] > 1 else self.expand(x, shape)
 
+    # ---- packed weights
+    def packed_linear(self, x: Tensor, weight: Parameter, bias: Tensor | None, how: Any) -> Tensor:
+        """A linear whose weight a quantiser keeps, as an autograd function: `how` has its two passes.
+
+        `how.product(t, x, weight, bias)` computes x @ W.T + bias outside the graph, `how.gradient(t, g, weight,
+        shape, numel)` the gradient of x; with `how.saves_input` the function saves x although nothing reads it.
+        """
+        node = self.link(
+            how.name,
+            _packed_linear_backward,
+            (x,) if how.saves_input else (),
+            (x.edge, bias.edge if bias is not None else None),
+            (how, weight, x.shape, x.numel, x.edge is not None, bias is not None and bias.edge is not None),
+        )
+        with self.no_grad():
+            out = how.product(self, x, weight, bias)
+        return self.attach(out, node)
+
     # ---- bitsandbytes
     def dequantize_4bit(self, weight: Parameter) -> Tensor:
         """The dense weight, in the type it was quantised from; with double quantisation its absmax first."""
-        assert weight.quant is not None
+        assert isinstance(weight.quant, QuantFormat)
         absmax = None
         blocks = -(-weight.numel // weight.quant.block_size)
         if weight.quant.double_quant:
@@ -173,7 +197,7 @@ class MatrixOps(FunctionOps):
         rows = x.numel // x.shape[-1]
         shape = (*x.shape[:-1], weight.shape[0])
         numel = rows * weight.shape[0]
-        assert weight.quant is not None
+        assert isinstance(weight.quant, QuantFormat)
         outputs, inputs = weight.shape
         if not self.behaviour.fused_4bit:
             out = self._unpacked_product(x, weight, shape, numel)
@@ -205,7 +229,7 @@ class MatrixOps(FunctionOps):
         self, weight: Parameter, shape: tuple[int, ...], numel: int, dtype: DType, read: int, num_flop: int
     ) -> Tensor:
         quant = weight.quant
-        assert quant is not None
+        assert isinstance(quant, QuantFormat)
         first = second = None
         blocks = -(-weight.numel // quant.block_size)
         if quant.double_quant:

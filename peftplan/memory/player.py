@@ -7,15 +7,33 @@ from typing import Any
 from peftplan.memory.adapter_ops import AdapterOps
 from peftplan.memory.bloom_gelu import BloomGeluOps
 from peftplan.memory.convolution import ConvolutionOps
+from peftplan.memory.factoring import FactoringOps
 from peftplan.memory.fused_loss import FusedLossOps
 from peftplan.memory.latent import LatentOps
+from peftplan.memory.log_probs import LogProbOps
 from peftplan.memory.reentrant import ReentrantOps
 from peftplan.memory.routing import RoutingOps
+from peftplan.memory.solving import SolvingOps
+from peftplan.memory.sparse import SparseOps
+from peftplan.memory.spectral import SpectralOps
 from peftplan.specs.modules import Module
 from peftplan.specs.tensors import Tensor
 
 
-class Player(ReentrantOps, RoutingOps, LatentOps, ConvolutionOps, FusedLossOps, BloomGeluOps, AdapterOps):
+class Player(
+    ReentrantOps,
+    RoutingOps,
+    LatentOps,
+    ConvolutionOps,
+    FusedLossOps,
+    LogProbOps,
+    BloomGeluOps,
+    AdapterOps,
+    SpectralOps,
+    SolvingOps,
+    SparseOps,
+    FactoringOps,
+):
     """Reads a forward program as memory: see `tape.Engine` for what it records."""
 
     def __init__(self, accumulating: bool = False) -> None:

@@ -9,9 +9,11 @@ from itertools import count
 
 from peftplan.memory.account import Account
 from peftplan.memory.capacity import AllocatorRun
+from peftplan.memory.generated import Generated
 from peftplan.memory.overheads import cublas_workspace_bytes
 from peftplan.memory.unrolled import MicroStep, Section, unroll
 from peftplan.memory.update import Event, Script, Update, standing_parameters
+from peftplan.optimizers.chosen import chosen
 from peftplan.parallel.data_parallel import gradient_buckets
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.run import StepSpec
@@ -23,25 +25,28 @@ class Replay(AllocatorRun):
     """A run from the load to the end of the second step; each figure is worked out when it is asked for."""
 
     def __init__(self, model: ModelSpec, step: StepSpec, account: Account) -> None:
-        self.model, self.step = model, step
+        self.model, self.step, self.generated = model, step, account.generated
         self.peak_allocated_bytes = account.peak_allocated_bytes
 
     @cached_property
     def sections(self) -> list[Section]:
         """The run's allocations and frees."""
-        return list(_Run(self.model, self.step).write())
+        return list(_Run(self.model, self.step, self.generated).write())
 
 
 class _Run:
     """Loading, then steps, as the training loop does them, being written down."""
 
-    def __init__(self, model: ModelSpec, step: StepSpec) -> None:
-        self.model, self.step = model, step
+    def __init__(self, model: ModelSpec, step: StepSpec, generated: Generated | None) -> None:
+        self.model, self.step, self.generated = model, step, generated
         self.first = unroll(model, replace(step, accumulating=False))
         self.micro_steps = [self.first]
         if step.accumulating:  # every later micro-step is like the second
             self.micro_steps.append(unroll(model, step, self.first.next_key))
-        self.keys = count(self.micro_steps[-1].next_key)
+        self.opening = self.micro_steps
+        if chosen(step).in_backward:
+            self.opening = [unroll(model, replace(step, makes_states=True), self.first.next_key)]
+        self.keys = count(max(self.micro_steps[-1].next_key, self.opening[-1].next_key))
         self.update = Update(model, step)
         self.workspace = [cublas_workspace_bytes(step.compute_capability)]
         self.batch: list[Event] = []
@@ -63,8 +68,13 @@ class _Run:
     def _step(self, number: int) -> Iterator[Section]:
         trainer = self.step.trainer
         held: list[Event] = []
-        for micro_step in self.micro_steps:
-            begins = number == 0 and micro_step is self.first
+        if self.generated is not None:
+            before = Script(self.keys)
+            self.generated.write(before)
+            yield Section(before.events)
+        micro_steps = self.micro_steps if number else self.opening
+        for micro_step in micro_steps:
+            begins = number == 0 and micro_step is micro_steps[0]
             yield Section(self._inputs(micro_step, begins))
             yield from _with_earlier(micro_step, held)
             script = Script(self.keys)
@@ -87,7 +97,7 @@ class _Run:
     def _inputs(self, micro_step: MicroStep, begins: bool) -> list[Event]:
         """The batch, and then the end of the one before; Trainer has all batches of a step at once."""
         script = Script(self.keys)
-        if micro_step is self.first or not self.step.trainer:
+        if micro_step in (self.first, self.opening[0]) or not self.step.trainer:
             before, self.batch = self.batch, script.new(size for _, size in micro_step.inputs)
             script.free(before)
         if self.buckets and not begins:  # cut anew, now that it is known in which order gradients are ready

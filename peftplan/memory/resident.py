@@ -6,14 +6,16 @@ which levels are made of (every tensor rounded up to 512).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from peftplan.memory.trained import Trained, by_type, in_order, loop_records, trained_tensors
+from peftplan.memory.trained import Trained, by_type, in_groups, in_order, loop_records, own, trained_tensors
 from peftplan.memory.workspaces.reductions import foreach_norm_sizes
-from peftplan.optimizers import Optimizer
+from peftplan.optimizers.chosen import Chosen, chosen
+from peftplan.optimizers.row import Optimizer
 from peftplan.specs.formats import BLOCK_BYTES, allocated_bytes
 from peftplan.specs.model import ModelSpec
+from peftplan.specs.run import StepSpec
 from peftplan.specs.tensors import Parameter
 
 
@@ -47,6 +49,7 @@ class Resident:
     step_temporary: Tally  # held at the worst point of the optimizer step
     loaded_allocated: int  # rounded bytes of weights and adapters before the first forward pass
     paged_bytes: int
+    host: Tally  # what the optimizer keeps in the host's memory
     num_trainable: int
     clip_bytes: int  # the most that gradient clipping holds: norms, and what they are summed from
     num_adapter: int
@@ -65,10 +68,12 @@ class Resident:
         )
 
 
-def tally_resident(model: ModelSpec, optimizer: Optimizer, master_weights: bool, trainer: bool = False) -> Resident:
+def tally_resident(model: ModelSpec, step: StepSpec) -> Resident:
     """Count every parameter of the model and what the optimizer keeps for those that train."""
     weights, adapters, gradients = Tally(), Tally(), Tally()
-    masters, states, checkpoint, num_adapter = Tally(), Tally(), 0, 0
+    masters, states, host, checkpoint, num_adapter = Tally(), Tally(), Tally(), 0, 0
+    optimizer, trained = chosen(step), trained_tensors(model, step)
+    kept = {id(row.parameter) for row in trained if optimizer.keeps_gradient(row.weight)}
     stated = model.adapter_checkpoint_bytes
     loaded = 0
     for name, parameter, count in model.parameters():
@@ -79,34 +84,40 @@ def tally_resident(model: ModelSpec, optimizer: Optimizer, master_weights: bool,
         loaded += sum(allocated_bytes(size) for _, size in parameter.loaded_storages()) * count
         if parameter.edge is None:
             continue
-        gradients.add(parameter.dtype.short, (parameter.num_bytes(),), count)
+        if id(parameter) in kept:
+            gradients.add(parameter.dtype.short, (parameter.gradient_bytes(),), count)
         if parameter.role == "adapter":
             checkpoint += parameter.num_bytes() * count
             num_adapter += parameter.numel * count
-        if master_weights:
+        if step.master_weights:
             masters.add("fp32", (4 * parameter.numel,), count)
-    trained = trained_tensors(model, master_weights, trainer)
     for row in trained:
-        states.add("states", row.states(optimizer), row.count)
-    narrow = (row.parameter.numel for row in trained if not row.wide)
-    states.add("tables", optimizer.tables(max(narrow, default=0)), 1)
+        for name, size in optimizer.states(row.weight):
+            states.add(name, (size,), row.count)
+        for name, size in optimizer.host(row.weight):
+            host.add(name, (size,), row.count)
+    for size, count in optimizer.tables_of([(row.weight, row.count) for row in trained]):
+        states.add("code tables", (size,), count)
     return Resident(
         weights=weights,
         adapters=adapters,
         gradients=gradients,
         master_weights=masters,
         optimizer_states=states,
-        step_temporary=_step_temporary(model, trained, optimizer, master_weights),
+        step_temporary=_step_temporary(model, trained, optimizer, step.master_weights),
         loaded_allocated=loaded,
-        paged_bytes=sum(row.paged_bytes(optimizer) * row.count for row in trained),
+        paged_bytes=sum(size * row.count for row in trained for _, size in optimizer.paged(row.weight)),
+        host=host,
         num_adapter=num_adapter,
-        clip_bytes=_clip_bytes(trained),
+        clip_bytes=_clip_bytes([row for row in trained if id(row.parameter) in kept]),
         num_trainable=sum(row.parameter.numel * row.count for row in trained),
         adapter_checkpoint_bytes=checkpoint if stated is None else stated,
     )
 
 
 def _kind(name: str, parameter: Parameter) -> str:
+    if name.startswith("reference."):
+        return "reference model"
     if parameter.role == "buffer":
         return "buffers"
     if parameter.role == "adapter":
@@ -121,6 +132,8 @@ def _clip_bytes(trained: list[Trained]) -> int:
 
     Later the norms are joined, and theirs is taken; the one of the step before has gone by then.
     """
+    if not trained:
+        return 0
     norms = worst = 0
     for group in by_type(trained):
         tensors = sum(row.count for row in group)
@@ -133,16 +146,21 @@ def _clip_bytes(trained: list[Trained]) -> int:
     return max(worst, norms + joined, 4 * BLOCK_BYTES) - BLOCK_BYTES
 
 
-def _step_temporary(model: ModelSpec, trained: list[Trained], optimizer: Optimizer, master_weights: bool) -> Tally:
+def _step_temporary(model: ModelSpec, trained: list[Trained], optimizer: Chosen, master_weights: bool) -> Tally:
     """The most that the step holds at once: over the tensors of a type together (foreach), or in a loop.
 
     Assumes with master weights: fp32 copies of all gradients replace the 16-bit ones before the step, as
     Megatron-LM's and apex's 16-bit optimizers do without a fused kernel.
     """
-    looped = Tally()
-    for record in loop_records(model, optimizer, trained):
-        looped.add(record.op, (record.nbytes,), 1)
-    worst = max([looped, *_foreach_temporaries(trained, optimizer)], key=lambda tally: tally.allocated)
+    if optimizer.in_backward:
+        return Tally()
+    turns = [Tally()]
+    for rule in optimizer.rules:
+        looped = Tally()
+        for record in loop_records(model, optimizer, trained, rule):
+            looped.add(record.op, (record.nbytes,), 1)
+        turns += [looped, *_foreach_temporaries(trained, optimizer, rule)]
+    worst = max(turns, key=lambda tally: tally.allocated)
     if master_weights:
         for row in trained:
             worst.add("fp32 gradients", (4 * row.parameter.numel,), row.count)
@@ -168,19 +186,22 @@ def _casting(model: ModelSpec) -> Tally:
     return tally
 
 
-def _foreach_temporaries(trained: list[Trained], optimizer: Optimizer) -> list[Tally]:
-    """What each type's turn holds: its own copies, and those of the type before, until it has made its own.
+def _foreach_temporaries(trained: list[Trained], optimizer: Chosen, rule: Optimizer) -> Iterator[Tally]:
+    """What each turn of a foreach step holds: its copies so far, and those of the turn before not yet replaced.
 
-    Groups of parameters (Trainer has two) are calls of their own. Source: torch-adamw.
+    A turn is of one type, unless tensors of all types are one list. Groups of parameters (Trainer has two) are
+    calls of their own, which leave nothing behind. Source: torch-adamw, schedule-free.
     """
-    turns = []
-    for decayed in (True, False):
-        before: list[Trained] = []
-        for group in by_type([row for row in trained if row.decayed is decayed]):
-            turn = Tally()
-            for row in (*before, *group):
-                size = optimizer.step_all(row.parameter.numel, row.dtype)
-                turn.add("copy of the second moment", (size,), row.count)
-            before = group
-            turns.append(turn)
-    return turns
+    held: dict[str, list[Trained]] = {}
+    for group in in_groups(trained, optimizer):
+        mine = own(group, optimizer, rule)
+        if not rule.one_list:
+            held = {}
+        for rows in [mine] if rule.one_list else by_type(mine):
+            for name in rule.copies:
+                turn = Tally()
+                for kind, copied in [*held.items(), (name, rows)]:
+                    for row in copied:
+                        turn.add(kind, (row.weight.num_bytes,), row.count)
+                held[name] = rows
+                yield turn

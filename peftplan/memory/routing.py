@@ -109,7 +109,7 @@ class RoutingOps(ElementwiseOps):
     def rows(self, x: Tensor, index: Tensor) -> Tensor:
         """x[index], whole rows; saves the index, and its gradient is a tensor of x's size."""
         node = self.link("IndexBackward0", _zeros_of_input, (index,), (x.edge,), (x.shape, x.numel, x.dtype))
-        shape = (index.shape[0], *x.shape[1:])
+        shape = (*index.shape, *x.shape[1:])
         return self.attach(self.new(shape, prod(shape), x.dtype, "index"), node)
 
     def pick_rows(self, x: Tensor, index: Tensor) -> Tensor:
@@ -147,6 +147,12 @@ class RoutingOps(ElementwiseOps):
     def sum_last(self, x: Tensor) -> Tensor:
         """Sum over the last dimension, kept (autocast: in fp32); saves nothing."""
         shape = (*x.shape[:-1], 1)
+        node = self.link("SumBackward1", _expand_last_backward, (), (x.edge,), x.shape)
+        dtype = FP32 if self.autocast is not None else x.dtype
+        return self.attach(self.new(shape, prod(shape), dtype, "sum", bytes_of(x)), node)
+
+    def sum_inner(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Sum over a dimension before the last (autocast: in fp32); its gradient is seen repeated."""
         node = self.link("SumBackward1", _expand_last_backward, (), (x.edge,), x.shape)
         dtype = FP32 if self.autocast is not None else x.dtype
         return self.attach(self.new(shape, prod(shape), dtype, "sum", bytes_of(x)), node)
@@ -217,11 +223,11 @@ class RoutingOps(ElementwiseOps):
         return self.attach(out, node)
 
     def baddbmm(self, base: Tensor, lhs: Tensor, rhs: Tensor) -> Tensor:
-        """base + alpha * lhs @ rhs over experts, autocast off; saves the factors."""
+        """base + alpha * lhs @ rhs over experts, autocast off; saves each factor if the other wants a gradient."""
         node = self.link(
             "BaddbmmBackward0",
             _baddbmm_backward,
-            (lhs, rhs),
+            (lhs if rhs.edge is not None else None, rhs if lhs.edge is not None else None),
             (base.edge, lhs.edge, rhs.edge),
             (lhs.shape, lhs.numel, rhs.shape, rhs.numel, lhs.edge is not None, rhs.edge is not None),
         )
@@ -263,7 +269,8 @@ def _add_in_place_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads
 
 def _clamp_backward(t: Any, g: Tensor, saved: Any, bounds: int) -> Grads:
     (x,) = saved
+    number = t.new((), 1, g.dtype, "scalar_tensor", 0)
     inside = [t.new(x.shape, x.numel, BOOL, "le", bytes_of(x)) for _ in range(bounds)]
     out = t.like(g, "where", bytes_of(g, inside[0]))
-    del inside
+    del number, inside
     return (out,)

@@ -1,4 +1,4 @@
-"""Play one training step and read its timeline: segments, repeated blocks multiplied, phases.
+"""Play one training step and read its timeline: a style's passes, backward, and what the loop around them holds.
 
 Blocks that are alike - of one run, or of several runs that share a block - are played once and that play
 stands for all; `timeline` reads the whole model's levels from it.
@@ -7,22 +7,29 @@ stands for all; `timeline` reads the whole model's levels from it.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 from peftplan.errors import BadInput
+from peftplan.memory.passes import Passes
+from peftplan.memory.passing import Passing
 from peftplan.memory.player import Player
-from peftplan.memory.timeline import AUTOCAST_LEFT, Play, Timeline, read_timeline
-from peftplan.specs.formats import FP32, INT64, UINT8, DType, allocated_bytes
-from peftplan.specs.model import BlockRun, ModelSpec
+from peftplan.memory.styles import STYLES
+from peftplan.memory.timeline import Timeline, read_timeline
+from peftplan.optimizers.chosen import chosen
+from peftplan.specs.formats import INT64, UINT8, allocated_bytes
+from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear
 from peftplan.specs.run import StepSpec
+from peftplan.specs.style import NEXT_TOKEN
 from peftplan.specs.tensors import Tensor
 
 # A mark: the model's forward has given its loss, and what held that of the micro-step before is gone.
 FORWARD_END = "forward end"
 # Stands for all that the loss of the micro-step before holds.
 EARLIER = "held by the loss of the micro-batch before"
+_NO_POSITIONS = (
+    "--padding-free tells sequences apart by their positions, and {} is handed none here; take a decoder with "
+    "rotary or learned positions, or leave it out"
+)
 
 
 def play_step(model: ModelSpec, step: StepSpec, each: bool = False) -> Timeline:
@@ -40,7 +47,12 @@ def run_step(t: Player, model: ModelSpec, step: StepSpec, left: int, each: bool 
 
     `left`: bytes that the loss of the micro-step before holds, in a loop that keeps it until the next one is there.
     """
-    ids, labels, beside = _start(t, model, step)
+    _check(model, step)
+    style = STYLES[step.style.name]
+    _choose_attention(t, model, step)
+    batch = style.batch(t, step)
+    if model.names_tasks:
+        batch.beside.insert(0, t.new((step.micro_batch,), step.micro_batch, INT64, "task ids"))
     each = each or model.plays_each
     if step.checkpointing and model.not_checkpointed:
         raise BadInput(model.not_checkpointed)
@@ -52,10 +64,12 @@ def run_step(t: Player, model: ModelSpec, step: StepSpec, left: int, each: bool 
     # gradient_checkpointing_enable makes the token embeddings ask for a gradient, frozen or not; where it does
     # not, reentrant checkpoints need it done by hand
     asks = model.behaviour.embeddings_ask_gradient or step.use_reentrant
-    t.leaf_ids = ids if step.checkpointing and asks else None
+    t.leaf_ids = batch.ids if step.checkpointing and asks else None
     timeline = Timeline(t, [])
-    loss, logits = _forward(timeline, model, step, ids, labels, each)
+    loss, logits = style.loss(Passes(timeline, model, step, each), batch)
     del earlier
+    if step.padding_free and not (t.positions_read and (model.hands_positions or t.attention != "flash")):
+        raise BadInput(_NO_POSITIONS.format(model.family))
     t.mark(FORWARD_END)
     timeline.forward_end_clock = t.clock
     end_segment = len(t.segments) - 1
@@ -66,43 +80,34 @@ def run_step(t: Player, model: ModelSpec, step: StepSpec, left: int, each: bool 
     t.kind = "temporary"
     if step.trainer:
         whole = t.mul_scalar(loss, "div")  # by accelerate's number of accumulation steps, one
-        t.start_backward(whole)
+        _run_backward(t, model, step, whole)
         del whole
-        beside.pop()  # the loss before it
+        batch.beside.pop()  # the loss before it
         loss.edge = None  # detached, it stays until the next one is there
         t.leaves.clear()
         t.held.clear()
         t.graph_gone = True
     else:
-        t.start_backward(loss)
+        _run_backward(t, model, step, loss)
     t.mark("end")
     timeline.end_clock = t.clock
     for record in t.records:
         if record.kind == "input":
             timeline.inputs_requested += record.nbytes
             timeline.inputs_bytes += record.size
-    del ids, labels, beside, loss
+    t.positions = None
+    del batch, loss
     return timeline, end_segment
 
 
-def _start(t: Player, model: ModelSpec, step: StepSpec) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Settle how attention runs and make the batch: token ids, labels, and what else the loop holds.
-
-    Trainer has labels of their own, and all micro-batches of a step; beside them the running total of losses,
-    the last gradient norm, the number of tokens, by which the loss is divided, and the loss before this one.
-    Source: transformers-trainer.
-    """
-    _choose_attention(t, model, step)
-    shape, numel = (step.micro_batch, step.seq_len), step.micro_batch * step.seq_len
-    ids, beside = t.new(shape, numel, INT64, "input ids"), [t.new(shape, numel, INT64, "attention mask")]
-    if not step.trainer:
-        return ids, ids, beside
-    labels = t.new(shape, numel, INT64, "labels")
-    for _ in range(step.num_batches - 1):
-        beside += [t.new(shape, numel, INT64, name) for name in ("input ids", "attention mask", "labels")]
-    t.num_tokens = t.new((), 1, FP32, "number of tokens")
-    beside += [t.new((), 1, FP32, name) for name in ("total loss", "gradient norm", "earlier loss")]
-    return ids, labels, beside
+def _run_backward(t: Player, model: ModelSpec, step: StepSpec, loss: Tensor) -> None:
+    """Backward from the loss, and what is done with gradients as they come."""
+    passing = Passing(t, model, step)
+    t.passing = passing if passing.rows else None
+    scaled = t.mul_scalar(loss) if chosen(step).row.scales_loss else loss
+    t.start_backward(scaled)
+    passing.finish()
+    t.passing = None
 
 
 def leaves_a_loss(step: StepSpec) -> bool:
@@ -112,18 +117,29 @@ def leaves_a_loss(step: StepSpec) -> bool:
 
 def held_by_the_loss(model: ModelSpec, played: Timeline) -> int:
     """What stays of a micro-step until the next loss is there: neither gradients nor the batch, rounded bytes."""
-    gradients = sum(allocated_bytes(p.num_bytes()) * n for _, p, n in model.parameters() if p.edge is not None)
+    gradients = sum(allocated_bytes(p.gradient_bytes()) * n for _, p, n in model.parameters() if p.edge is not None)
     return played.end_bytes - gradients - played.inputs_bytes
+
+
+def _check(model: ModelSpec, step: StepSpec) -> None:
+    """Refuse what no library does, or what is played for next-token prediction alone."""
+    virtual = model.relabel is not None or model.virtual_tokens
+    if virtual and (step.style.name != NEXT_TOKEN or step.padding_free):
+        asked = "--padding-free" if step.padding_free else f"--style {step.style.name}"
+        raise BadInput(
+            f"{asked}: the closed form plays peft's virtual tokens for whole sequences and the next token alone; "
+            "take --engine trace, or another method"
+        )
+    if step.padding_free and model.behaviour.float_masks:
+        raise BadInput(
+            "--padding-free: transformers tells sequences apart by their positions from 4.53 on; leave it out, or "
+            "take a later --transformers"
+        )
 
 
 def _choose_attention(t: Player, model: ModelSpec, step: StepSpec) -> None:
     """The attention implementation: the one asked for, or eager where the family has no other."""
     t.compute_capability, t.padding, t.behaviour = step.compute_capability, step.padding, model.behaviour
-    if step.loss != "standard" and model.encoder:
-        raise BadInput(
-            f"--loss {step.loss} is made for causal language models, and {model.family} is none; "
-            "take --loss standard"
-        )
     kinds = model.attention_kinds
     if step.attention == "flash" and "flash" not in kinds:
         raise BadInput(
@@ -161,144 +177,11 @@ def play_evaluation(model: ModelSpec, step: StepSpec) -> int:
 
 def run_evaluation(t: Player, model: ModelSpec, step: StepSpec) -> None:
     """The forward pass on this tape."""
-    ids, labels, beside = _start(t, model, step)
+    style = STYLES[step.style.name]
+    _choose_attention(t, model, step)
+    batch = style.batch(t, step)
     t.training = False
     with t.no_grad():
-        loss, logits = _forward(Timeline(t, []), model, step, ids, labels)
+        loss, logits = style.loss(Passes(Timeline(t, []), model, step), batch)
     t.mark("end")
-    del ids, labels, beside, loss, logits
-
-
-def _forward(
-    timeline: Timeline, model: ModelSpec, step: StepSpec, ids: Tensor, labels: Tensor, each: bool = False
-) -> tuple[Tensor, Any]:
-    t = timeline.player
-    standing: dict[tuple[int, bool, bool, DType], int] = {}
-    with t.autocasting(step.autocast):
-        if model.relabel is not None:
-            labels = model.relabel(t, labels)
-        x, given = model.enter(t, ids)
-        entered = x if model.keeps_first_input else None
-        passed, handed = [x], [given]  # handed on in lists, so that no name here outlives its use
-        del x, given
-        first = 0
-        for run in model.runs:
-            if run.before is not None:
-                t.mark(run.path + " entered")
-                t.nodes.append(run.path + " entry backward done")
-                t.layer = -1
-                x, given = run.before(t, passed.pop(), handed.pop())
-                passed.append(x)
-                handed.append(given)
-                del x, given
-            passed.append(_play_run(timeline, run, first, step, passed, handed, None if each else standing))
-            first += run.count
-        t.mark("head")
-        t.nodes.append("head backward done")
-        t.layer = -1
-        x = model.leave(t, passed.pop())
-        del entered
-        handed.clear()
-        if t.release_kept():
-            t.mark("logits")
-        logits = None
-        if step.loss != "fused":
-            logits = _logits(t, model, x)
-        t.mark("loss")
-        if logits is not None and model.scale_logits is not None:
-            made = [logits]
-            del logits  # it ends while it is scaled
-            logits = model.scale_logits(t, made)
-        if logits is None:
-            hidden = model.transform(t, x) if model.transform else x
-            loss = t.linear_cross_entropy(hidden, model.head, labels)
-            del hidden
-        elif step.loss == "chunked":
-            loss = t.chunked_loss(logits, labels)
-        elif model.encoder:
-            loss = t.masked_lm_loss(logits, labels)
-        else:
-            if t.behaviour.loss_form == "wide":
-                logits = t.to(logits, FP32)
-            loss = t.causal_lm_loss(logits, labels)
-        del x
-        if model.relabel is not None:
-            del labels
-        t.kept_to_loss.clear()
-        t.put_before([], 0)
-        if model.behind_loss is not None:
-            loss = model.behind_loss(t, loss)
-    if step.trainer and step.autocast is not None and logits is not None:
-        # accelerate's convert_outputs_to_fp32 wraps the model's forward, autocast and all
-        t.mark(AUTOCAST_LEFT)
-        logits = t.to(logits, FP32)
-        t.returned[:] = [t.to(tensor, FP32) for tensor in t.returned]
-    return loss, logits
-
-
-def _logits(t: Player, model: ModelSpec, x: Tensor) -> Tensor:
-    if model.logits is not None:
-        return model.logits(t, x)
-    return t.call(model.head_path, model.head, model.transform(t, x) if model.transform else x)  # type: ignore[no-any-return]
-
-
-def _play_run(
-    timeline: Timeline,
-    run: BlockRun,
-    first: int,
-    step: StepSpec,
-    passed: list[Tensor],
-    handed: list[Any],
-    standing: dict[tuple[int, bool, bool, DType], int] | None,
-) -> Tensor:
-    """Play the run's blocks that no play stands for yet; `standing` has a play by block and by what comes in.
-
-    `first` counts the blocks before the run; `passed` holds the hidden states and `handed` what
-    blocks are given, which one may replace.
-    """
-    t, plays = timeline.player, timeline.plays
-    left = run.count
-    x = passed.pop()
-    while left:
-        had_grad = x.edge is not None
-        key = (id(run.block), had_grad, run.apart, x.dtype)
-        alike = None if standing is None else standing.get(key)
-        if alike is not None:
-            plays[alike].count += left
-            timeline.order.append((alike, left))
-            break
-        name = f"{run.path}.{run.first_index + run.count - left}"
-        t.mark(name)
-        t.nodes.append(name + " backward done")
-        t.layer = first + run.count - left
-        plays.append(Play(name, t.layer, 1, forward_segment=len(t.segments) - 1))
-        timeline.order.append((len(plays) - 1, 1))
-        out = _run_block(t, step, name, run, run.block.takes(handed[0]), x)
-        if out.__class__ is tuple:
-            out, handed[0] = out
-        x = out
-        del out
-        left -= 1
-        # The next ones are like this one, unless gradients only begin here, or what came in is the
-        # embeddings, which outlive this block where a checkpoint would keep them anyway, or no block
-        # before it had returned its attention weights.
-        held_before = (step.checkpointing and not t.handed_back) or len(plays) > 1
-        if standing is not None and had_grad == (x.edge is not None) and held_before:
-            standing[key] = len(plays) - 1
-    return x
-
-
-def _run_block(t: Player, step: StepSpec, name: str, run: BlockRun, given: Any, x: Tensor) -> Any:
-    forward = partial(_call_block, t, name, run)
-    if not step.checkpointing or not t.training:
-        return forward(given, x)
-    if step.use_reentrant:
-        return t.checkpoint_reentrant(forward, run.block, given, x)
-    return t.checkpoint(partial(forward, given), x)
-
-
-def _call_block(t: Player, name: str, run: BlockRun, given: Any, x: Tensor) -> Any:
-    try:
-        return t.call(name, run.block, x, given)
-    finally:
-        t.block_weights.clear()
+    del batch, loss, logits

@@ -18,6 +18,7 @@ from sys import getrefcount
 from typing import Any
 
 from peftplan.memory.graph import (
+    SHARED,
     WITH_LAST,
     Backward,
     Frame,
@@ -73,11 +74,15 @@ class Engine:
         self.shared: set[int] = set()
         self.uses: dict[tuple[int, int], int] = {}
         self.pending: dict[tuple[int, int], Tensor] = {}
+        self.gathers = False  # a weight is given to several blocks
         # Tensors that graph nodes keep as plain attributes: gone when the loss goes.
         self.held: list[Tensor] = []
         # The ids whose embeddings ask for a gradient (enable_input_require_grads), and those embeddings.
         self.leaf_ids: Tensor | None = None
         self.leaves: list[Leaf] = []
+        # what becomes of gradients that do not wait for the optimizer step (`passing.Passing`)
+        self.passing: Any = None
+        self.states: list[Tensor] = []  # of optimizers, made inside backward by the first step
         # running totals, rounded: gradients of weights, and tensors held by the graph itself
         self.gradient_bytes = 0
         self.held_bytes = 0
@@ -153,6 +158,10 @@ class Engine:
                 if edge is not None and id(edge[0]) in self.shared:
                     key = id(edge[0]), self.layer
                     self.uses[key] = self.uses.get(key, 0) + 1
+        if self.gathers and self.recording is None:
+            for edge in edges:
+                if edge is not None and edge[0].__class__ is Node and edge[0].name == SHARED:
+                    edge[0].context += 1
         node = Node(fn, None, edges, context, self.module, self.layer, name)
         self.save(node, saved)
         self.nodes.append(node)

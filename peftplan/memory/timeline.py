@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from peftplan.memory.graph import Record
 from peftplan.memory.player import Player
+from peftplan.specs.model import BlockRun
 
 # A mark in the loss: the autocast region has ended, and the output is yet to be handed out.
 AUTOCAST_LEFT = "autocast left"
@@ -58,6 +59,8 @@ class Timeline:
     player: Player
     plays: list[Play]
     order: list[tuple[int, int]] = field(default_factory=list)  # (play, how many blocks) along the model
+    # passes without a graph, each of every block: the model's runs, and the plays of its blocks
+    passing: list[tuple[list[BlockRun], list[Play]]] = field(default_factory=list)
     phases: dict[str, Moment] = field(default_factory=dict)
     forward_end_bytes: int = 0  # rounded
     forward_end_requested: int = 0
@@ -151,10 +154,12 @@ class _Reader:
         player, timeline, segments = self.timeline.player, self.timeline, self.segments
         own = [play.forward_segment for play in self.plays]
         on_tape = 0
+        in_loss = dropped = False
         for number, i, count in self.visits(timeline.order, own, 0, self.end_segment):
             segment = segments[number]
             if segment.name == AUTOCAST_LEFT:
                 self.drop(player.cleared)
+                dropped = True
             delta = segment.end_bytes - segment.start_bytes
             last = self.level + (count - 1) * delta
             if i >= 0:
@@ -165,7 +170,8 @@ class _Reader:
                 self.held[i] = held
                 self.freed[i] = delta - held - gone
                 self.alive[i] += count - 1
-            phase = "loss" if segment.name in ("loss", AUTOCAST_LEFT) else "forward"
+            in_loss = in_loss or segment.name == "loss"
+            phase = "loss" if in_loss else "forward"
             above = segment.peak_bytes - segment.start_bytes
             self.consider(phase, last + above, segment.peak_clock, on_tape, False)
             if i >= 0:
@@ -177,7 +183,7 @@ class _Reader:
                 self.drop(player.dropped)
         timeline.loss_forward_bytes = self.phases["loss"].bytes
         # the autocast cache is dropped at the end of forward, for every block at once
-        if segment.name != AUTOCAST_LEFT:
+        if not dropped:
             self.drop(player.cleared)
         timeline.forward_end_bytes, timeline.forward_end_requested = self.level, self.requested
 

@@ -6,15 +6,19 @@ Source: transformers-trainer (what weight decay leaves out, and embeddings whose
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from peftplan.errors import BadInput
 from peftplan.memory.graph import Record
 from peftplan.memory.tape import Engine
-from peftplan.optimizers import Optimizer
+from peftplan.optimizers.asked import FOR_WHOLE_MODELS, refusal
+from peftplan.optimizers.chosen import Chosen, chosen
+from peftplan.optimizers.row import Optimizer, Weight
 from peftplan.specs.formats import FP32, DType
 from peftplan.specs.model import ModelSpec
-from peftplan.specs.modules import Embedding, LayerNorm
+from peftplan.specs.modules import Conv1D, Embedding, LayerNorm, Linear, Module
+from peftplan.specs.run import StepSpec
 from peftplan.specs.tensors import Parameter
 
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
@@ -22,26 +26,20 @@ _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A trained tensor, `count` times in the model; `dtype` is that of what the optimizer updates."""
+    """A trained tensor, `count` times in the model; `weight` is what the optimizer updates."""
 
     parameter: Parameter
     count: int
-    dtype: DType
+    weight: Weight
     decayed: bool  # Trainer puts it among those that decay; other loops have one group
-    wide: bool  # an embedding of Trainer's, whose states bitsandbytes keeps in 32 bits
 
-    def states(self, optimizer: Optimizer) -> list[int]:
-        """Bytes of each tensor that the optimizer keeps for this one on the device."""
-        kept = optimizer.wide_states if self.wide and optimizer.wide_states else optimizer.states
-        return kept(self.parameter.shape, self.dtype)
-
-    def paged_bytes(self, optimizer: Optimizer) -> int:
-        """Bytes that it keeps in managed memory."""
-        paged = optimizer.wide_paged if self.wide and optimizer.wide_states else optimizer.paged
-        return paged(self.parameter.shape, self.dtype)
+    @property
+    def dtype(self) -> DType:
+        """The type of what the optimizer updates."""
+        return self.weight.dtype
 
 
-def trained_tensors(model: ModelSpec, master_weights: bool, trainer: bool) -> list[Trained]:
+def trained_tensors(model: ModelSpec, step: StepSpec) -> list[Trained]:
     """Every trained tensor once, as they are met, with how often it stands in the model."""
     found: dict[int, Trained] = {}
     for owner, count, prefix in model.groups():
@@ -49,12 +47,38 @@ def trained_tensors(model: ModelSpec, master_weights: bool, trainer: bool) -> li
             for name, parameter in module.parameters.items():
                 if parameter.edge is None or id(parameter) in found:
                     continue
-                dtype = FP32 if master_weights else parameter.dtype
-                decayed = trainer and _decayed(f"{path}.{name}".lower(), module)
-                wide = trainer and not master_weights and isinstance(module, Embedding)
-                found[id(parameter)] = Trained(parameter, count, dtype, decayed, wide)
+                full = f"{path}.{name}"
+                decayed = step.trainer and _decayed(full.lower(), module)
+                found[id(parameter)] = Trained(
+                    parameter, count, _weight(model, step, full, module, parameter), decayed
+                )
     order = {id(parameter): place for place, (parameter, _) in enumerate(in_order(model))}
     return sorted(found.values(), key=lambda row: order[id(row.parameter)])
+
+
+def _weight(model: ModelSpec, step: StepSpec, name: str, module: Module, parameter: Parameter) -> Weight:
+    embeds = isinstance(module, Embedding)
+    is_weight = parameter is getattr(module, "weight", None)
+    kind = "other"
+    if embeds:
+        kind = "embedding"
+    elif is_weight and (module is model.head or name.startswith(f"{model.head_path}.")):
+        kind = "head"
+    elif is_weight and isinstance(module, Linear) and not isinstance(module, Conv1D):
+        kind = "linear"
+    dtype = FP32 if step.master_weights else parameter.dtype
+    wide = step.trainer and not step.master_weights and embeds
+    return Weight(parameter.shape, dtype, name, kind, wide)
+
+
+def check_optimizer(model: ModelSpec, step: StepSpec) -> None:
+    """Refuse, in one line, an optimizer that cannot train what a method lets train."""
+    picked = chosen(step)
+    if picked.row.whole_model and any(p.role == "weight" and p.edge is None for _, p, _ in model.parameters()):
+        raise BadInput(f"--optimizer {picked.row.name}: {FOR_WHOLE_MODELS}")
+    words = refusal(picked.row, [row.weight for row in trained_tensors(model, step)], picked.options)
+    if words:
+        raise BadInput(f"--optimizer {picked.row.name}: {words}")
 
 
 def by_type(trained: list[Trained]) -> list[list[Trained]]:
@@ -68,20 +92,37 @@ def by_type(trained: list[Trained]) -> list[list[Trained]]:
     return list(groups.values())[::-1]
 
 
+def in_groups(trained: Iterable[Trained], optimizer: Chosen) -> list[list[Trained]]:
+    """Groups of parameters, which follow one another: first those that decay."""
+    groups: dict[int, list[Trained]] = {}
+    for row in trained:
+        groups.setdefault(optimizer.group(row.weight, row.decayed), []).append(row)
+    return [groups[number] for number in sorted(groups)]
+
+
+def own(group: Iterable[Trained], optimizer: Chosen, rule: Optimizer) -> list[Trained]:
+    """Those of a group that one of the optimizer's rules updates."""
+    return [row for row in group if optimizer.rule(row.weight) is rule]
+
+
 def _decayed(name: str, module: object) -> bool:
     return not isinstance(module, LayerNorm) and not _NOT_DECAYED.search(name)
 
 
-def loop_records(model: ModelSpec, optimizer: Optimizer, trained: list[Trained]) -> list[Record]:
-    """The tensors that the optimizer's loop holds at its worst; none where it has no loop."""
-    if optimizer.step is None:
+def loop_records(model: ModelSpec, optimizer: Chosen, trained: list[Trained], rule: Optimizer) -> list[Record]:
+    """The tensors that a rule's program holds at its worst; none where it has no program."""
+    if rule.step is None:
         return []
     rows = {id(row.parameter): row for row in trained}
-    order = [rows[id(parameter)] for parameter, _ in in_order(model)]
+    order = [
+        rows[id(parameter)]
+        for parameter, count in in_order(model)
+        for _ in range(count if rule.every else 1)
+        if id(parameter) in rows
+    ]
     t = Engine()
-    # groups of parameters follow one another: first those that decay
-    for_step = sorted(order, key=lambda row: not row.decayed)
-    optimizer.step(t, [(row.parameter.shape, row.dtype) for row in for_step])
+    groups = [[row.weight for row in own(group, optimizer, rule)] for group in in_groups(order, optimizer)]
+    rule.step(t, [group for group in groups if group], optimizer.options, True)
     t.mark("end")
     worst = t.segments[0].peak_clock
     return [record for record in t.records if record.born <= worst < record.died]

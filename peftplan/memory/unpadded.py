@@ -43,7 +43,7 @@ class UnpaddedOps(AttentionOps):
         value = self._gather_tokens(v, indices, False)
         query = self._gather_tokens(q, indices, by_heads)
         flop = attention_flop(q, k, v, back), attention_flop(q, k, v, back, backward=True)
-        out = self._varlen_kernel(query, key, value, starts, batch, flop)
+        out = self.varlen_kernel(query, key, value, starts, batch, flop)
         node = self.link("IndexPutFirstAxisBackward", _put_back_backward, (indices,), (out.edge,), out.shape)
         shape = (batch, length, heads, dim)
         padded = self.new(shape, prod(shape), q.dtype, "zeros", 0)
@@ -59,7 +59,7 @@ class UnpaddedOps(AttentionOps):
         shape = (indices.numel, heads, dim)
         return self.attach(self.new(shape, prod(shape), x.dtype, "index"), node)
 
-    def _varlen_kernel(
+    def varlen_kernel(
         self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, batch: int, flop: tuple[int, int]
     ) -> Tensor:
         """Saves its inputs and its result, both perhaps with heads padded, and the log-sum-exp rows."""

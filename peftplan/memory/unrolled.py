@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+from peftplan.memory.passing import STATE
 from peftplan.memory.short_rows import Stretch, shortened
 from peftplan.memory.step import EARLIER, FORWARD_END, play_step
 from peftplan.memory.timeline import Timeline
 from peftplan.memory.update import Event, moments, standing_parameters
-from peftplan.specs.model import ModelSpec
+from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.run import StepSpec
 
 
@@ -50,12 +51,29 @@ def unroll(model: ModelSpec, step: StepSpec, first_key: int = 0) -> MicroStep:
     """Play the step and write its events out for every block; keys are numbers from `first_key` on."""
     short, stretches = shortened(model.runs)
     if stretches and not model.plays_each:
-        timeline = play_step(replace(model, runs=short), step, each=True)
+        made = replace(model, runs=short)
+        of_runs = [(short, stretches)]
+        if model.reference is not None:
+            of_runs.append(shortened(model.reference.runs))
+            made.reference = replace(model.reference, runs=of_runs[1][0])
+        timeline = play_step(made, step, each=True)
+        stretches = [*stretches, *_of_passes(timeline, of_runs)]
         try:
             return _Writer(model, timeline, stretches, first_key).write()
         except _Irregular:
             pass
     return _Writer(model, play_step(model, step, each=True), [], first_key).write()
+
+
+def _of_passes(
+    timeline: Timeline, of_runs: Sequence[tuple[list[BlockRun], list[Stretch]]]
+) -> Iterator[Stretch]:
+    """The stretches of passes without a graph, whose visits are counted behind those of the trained one."""
+    before = len(timeline.plays)
+    for runs, plays in timeline.passing:
+        stretches = next(stretches for short, stretches in of_runs if short is runs)
+        yield from (replace(one, begin=one.begin + before, end=one.end + before) for one in stretches)
+        before += len(plays)
 
 
 class _Irregular(Exception):
@@ -90,7 +108,7 @@ class _Writer:
         found.backward = list(self._sections(forward_end, end))
         found.gradients = list(self._gradients())
         for number, (record, place) in enumerate(zip(self.records, self.died_in)):
-            if record.size and (place < 0 or place == end) and record.kind not in ("gradient", "input"):
+            if record.size and (place < 0 or place == end) and record.kind not in ("gradient", "input", STATE):
                 found.held += self._everywhere(number)
         most = max((stretch.copies for stretch in self.stretches), default=0)
         found.next_key = self._key(0, most + 2)
@@ -215,7 +233,8 @@ def _visits(timeline: Timeline) -> list[tuple[int, bool]]:
     """By segment: the block at work, or -1, and whether it is the backward pass."""
     segments = timeline.player.segments
     found = [(-1, False)] * len(segments)
-    for visit, play in enumerate(timeline.plays):
+    passing = [play for _, plays in timeline.passing for play in plays]
+    for visit, play in enumerate((*timeline.plays, *passing)):
         found[play.forward_segment] = (visit, False)
     ends = {play.name + " backward done": visit for visit, play in enumerate(timeline.plays)}
     for number, segment in enumerate(segments[1:]):

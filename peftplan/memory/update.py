@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from peftplan.memory.graph import Record
 from peftplan.memory.tape import Engine
-from peftplan.memory.trained import Trained, by_type, trained_tensors
+from peftplan.memory.trained import Trained, by_type, in_groups, own, trained_tensors
 from peftplan.memory.workspaces.reductions import foreach_norm_sizes
-from peftplan.optimizers import OPTIMIZERS
-from peftplan.specs.formats import UINT8, DType, allocated_bytes
+from peftplan.optimizers.chosen import chosen
+from peftplan.optimizers.row import Optimizer, Step, Weight
+from peftplan.specs.formats import UINT8, allocated_bytes
 from peftplan.specs.model import BlockRun, ModelSpec
 from peftplan.specs.modules import Embedding, Module
 from peftplan.specs.run import StepSpec
@@ -55,15 +56,16 @@ def standing_parameters(model: ModelSpec) -> Iterator[tuple[list[Parameter], Blo
         met.difference_update(id(p) for _, p in run.block.named_parameters())  # runs that alternate share a block
         yield [p for _, module in run.block.walk() for p in own(module)], run
     yield [p for module in stem for p in own(module)], None
+    if model.reference is not None and model.reference_stands:
+        yield from standing_parameters(model.reference)
 
 
 class Update:
     """What an optimizer step does. Gradients and masters come in the order of the trained tensors."""
 
     def __init__(self, model: ModelSpec, step: StepSpec) -> None:
-        self.optimizer = OPTIMIZERS[step.optimizer]
-        self.clips = step.trainer
-        rows = {id(row.parameter): row for row in trained_tensors(model, step.master_weights, step.trainer)}
+        self.optimizer = chosen(step)
+        rows = {id(row.parameter): row for row in trained_tensors(model, step)}
         trained = [
             rows[id(parameter)]
             for parameters, run in standing_parameters(model)
@@ -72,12 +74,16 @@ class Update:
             if id(parameter) in rows
         ]
         self.masters = [4 * row.parameter.numel for row in trained] if step.master_weights else []
-        self.types = by_type(trained)
-        # groups of parameters follow one another: first those that decay
-        self.groups = [[row for row in trained if row.decayed is decayed] for decayed in (True, False)]
+        self.types = by_type([row for row in trained if self.optimizer.keeps_gradient(row.weight)])
+        self.clips = step.trainer and bool(self.types)
+        self.groups = in_groups(trained, self.optimizer)
+        self.met = [row for rule in self.optimizer.rules for row in self._rows_of(rule)]
 
     def write(self, script: Script, gradients: Sequence[Event | None], first: bool) -> list[Event]:
-        """One step, the `first` with the states that it makes; the gradients that are left are returned."""
+        """One step, the `first` with the states that it makes; the gradients that are left are returned.
+
+        Nothing is left to do where tensors were updated during backward, which made their states too.
+        """
         if self.clips:
             self._clip(script)
         if self.masters:
@@ -88,51 +94,58 @@ class Update:
                     script.free([narrow])
             gradients = wide
         states = self._states() if first else None
-        if self.optimizer.step is not None:
-            self._loop(script, states)
-        else:
-            for group in self.groups:
-                if states is not None:
-                    script.new(size for _ in group for size in next(states))
-                self._together(script, group)
+        for rule in () if self.optimizer.in_backward else self.optimizer.rules:
+            self._step(script, rule, states)
         return [made for made in gradients if made is not None]
+
+    def _rows_of(self, rule: Optimizer) -> list[Trained]:
+        return [row for group in self.groups for row in own(group, self.optimizer, rule)]
 
     def _states(self) -> Iterator[list[int]]:
         """The states of each tensor, with those of the first that needs them the tables that all share."""
-        tables: Sequence[int] = ()
-        for group in self.groups:
-            for row in group:
-                before = tables
-                if not tables and not row.wide:
-                    tables = self.optimizer.tables(row.parameter.numel)
-                yield [*(() if before else tables), *row.states(self.optimizer)]
+        shared = False
+        for row in self.met:
+            tables = () if shared else self.optimizer.tables(row.weight)
+            shared = bool(shared or tables)
+            yield [*tables, *(size for _, size in self.optimizer.states(row.weight))]
 
-    def _together(self, script: Script, group: list[Trained]) -> None:
-        """What the step holds of all tensors of a type at once, until the next type has its own.
+    def _step(self, script: Script, rule: Optimizer, states: Iterator[list[int]] | None) -> None:
+        groups = [own(group, self.optimizer, rule) for group in self.groups]
+        if rule.step is not None:
+            self._loop(script, rule.step, groups, states)
+            return
+        held: list[list[Event]] = [[] for _ in rule.copies]
+        for group in groups:
+            if states is not None:
+                script.new(size for _ in group for size in next(states))
+            for rows in [group] if rule.one_list else by_type(group):
+                self._copy(script, rows, held)
+            if not rule.one_list:
+                script.free(made for copies in held for made in copies)
+                held = [[] for _ in rule.copies]
+        script.free(made for copies in held for made in copies)
 
-        Source: torch-adamw.
-        """
-        held: list[Event] = []
-        for rows in by_type(group):
-            made = script.new(self.optimizer.step_all(row.parameter.numel, row.dtype) for row in rows)
-            script.free(held)
-            held = made
-        script.free(held)
+    @staticmethod
+    def _copy(script: Script, rows: list[Trained], held: list[list[Event]]) -> None:
+        """Copies of all these tensors, each set in the place of that of the turn before. Source: torch-adamw."""
+        for number, before in enumerate(held):
+            held[number] = script.new(row.weight.num_bytes for row in rows)
+            script.free(before)
 
-    def _loop(self, script: Script, states: Iterator[list[int]] | None) -> None:
+    def _loop(
+        self, script: Script, program: Step, groups: list[list[Trained]], states: Iterator[list[int]] | None
+    ) -> None:
         """What the optimizer's own program does as it goes from tensor to tensor; it makes states on its way."""
         t = Engine()
         kept: list[Tensor] = []
 
-        def met() -> Iterator[tuple[tuple[int, ...], DType]]:
-            for group in self.groups:
-                for row in group:
-                    if states is not None:
-                        kept.extend(t.new((size,), size, UINT8, "state") for size in next(states))
-                    yield row.parameter.shape, row.dtype
+        def met(group: list[Trained]) -> Iterator[Weight]:
+            for row in group:
+                if states is not None:
+                    kept.extend(t.new((size,), size, UINT8, "state") for size in next(states))
+                yield row.weight
 
-        assert self.optimizer.step is not None
-        self.optimizer.step(t, met())
+        program(t, (met(group) for group in groups if group), self.optimizer.options, True)
         keys = [next(script.keys) for _ in t.records]
         script.events += [(keys[number], size) for _, number, size in moments(t.records)]
         kept.clear()

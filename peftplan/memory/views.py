@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from peftplan.memory.backward import BackwardEngine
-from peftplan.memory.graph import Leaf
+from peftplan.memory.graph import SHARED, GradientView, Leaf, Node
 from peftplan.specs.formats import FP32, INT64, DType, promote
 from peftplan.specs.tensors import Parameter, Tensor, bytes_of
 
@@ -31,6 +31,15 @@ def unary_backward(t: Any, g: Tensor, saved: Any, context: str) -> Grads:
     return (t.like(g, context, bytes_of(g, *saved)),)
 
 
+def _is_leaf(source: Any) -> bool:
+    """Whether a tensor comes of no operation, but of a weight, perhaps one that blocks share, or of an input."""
+    return source.__class__ in (Parameter, Leaf) or (source.__class__ is Node and source.name == SHARED)
+
+
+def _seen_backward(t: Any, g: Tensor, saved: Any, shape: tuple[int, ...]) -> Grads:
+    return (GradientView(shape, g.numel, g.dtype, g.storage, None),)
+
+
 def _pass_views(t: Any, g: Tensor, saved: Any, shapes: Any) -> Grads:
     return [t.part(g, shape) for shape in shapes]
 
@@ -46,6 +55,14 @@ def _index_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     shape, numel = context
     out = t.new(shape, numel, g.dtype, "new_zeros", 0)  # the gradient is put into it in place
     t.write("index_put_", g.dtype, 2 * bytes_of(g), bytes_of(g))
+    return (out,)
+
+
+def _masked_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
+    out = t.new(*context, g.dtype, "new_zeros", 0)
+    places = t.new((g.numel, 1), g.numel, INT64, "nonzero", bytes_of(saved[0]))
+    t.write("index_put_", g.dtype, 2 * bytes_of(g), bytes_of(g))
+    del places
     return (out,)
 
 
@@ -77,7 +94,7 @@ class ViewOps(BackwardEngine):
         """What autocast passes to an operation of its lower-precision list."""
         if dtype is None or x.dtype is dtype or not x.dtype.is_float:
             return x
-        if x.edge is not None and x.dtype is FP32 and x.edge[0].__class__ in (Parameter, Leaf):
+        if x.edge is not None and x.dtype is FP32 and _is_leaf(x.edge[0]):
             if x.__class__ is not Parameter and x.edge[0].__class__ is Parameter:
                 return self.to(x, dtype)  # a view of a weight
             # a leaf is cast once and kept until the autocast region ends (ATen/autocast_mode.cpp cached_cast)
@@ -86,18 +103,29 @@ class ViewOps(BackwardEngine):
             if held is None:
                 held = self.autocast_cache[key] = self.to(x, dtype)
             return held
+        if x.__class__ is Parameter and x.role == "reference" and x.dtype is FP32:  # it asks for a gradient too
+            key = (id(x), self.layer)
+            if key not in self.autocast_cache:
+                self.autocast_cache[key] = self.to(x, dtype)
+            return self.autocast_cache[key]
         return self.to(x, dtype)
 
     # ---- views
     def shared_weight(self, weight: Parameter) -> Tensor:
         """A weight that several blocks are given: their gradients meet before it is reached."""
-        node = self.link("AccumulateGrad", same_gradient, (), (weight.edge,))
+        node = self.link(SHARED, same_gradient, (), (weight.edge,), 0)
+        self.gathers = True
         return self.attach(Tensor(weight.shape, weight.numel, weight.dtype, weight.storage, None), node)
 
     @staticmethod
     def view(x: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The same bytes under another shape (view, transpose, unsqueeze)."""
         return Tensor(shape, x.numel, x.dtype, x.storage, x.edge)
+
+    def seen(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """A view that is a node of the graph: to a cast it is no weight, and its gradient is a view as well."""
+        node = self.link("ViewBackward0", _seen_backward, (), (x.edge,), x.shape)
+        return self.attach(Tensor(shape, x.numel, x.dtype, x.storage, None), node)
 
     def alias(self, x: Tensor) -> Tensor:
         """A slice of the whole: a node of the graph that hands its gradient on."""
@@ -124,6 +152,19 @@ class ViewOps(BackwardEngine):
         index = self.new((1,), 1, INT64, "index")
         node = self.link("IndexBackward0", _index_backward, (index,), (x.edge,), (x.shape, x.numel))
         return self.attach(self.new(shape, prod(shape), x.dtype, "index"), node)
+
+    def index(self, x: Tensor, indices: tuple[Tensor, ...], shape: tuple[int, ...]) -> Tensor:
+        """x[indices], an index for each of its first dimensions: a copy; saves them, its gradient is whole."""
+        node = self.link("IndexBackward0", _index_backward, indices, (x.edge,), (x.shape, x.numel))
+        return self.attach(self.new(shape, prod(shape), x.dtype, "index"), node)
+
+    def masked(self, x: Tensor, mask: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
+        """x[..., mask], where it is set so many times: its places are found here and in backward; saves the mask."""
+        node = self.link("IndexBackward0", _masked_backward, (mask,), (x.edge,), (x.shape, x.numel))
+        places = self.new((count, 1), count, INT64, "nonzero", bytes_of(mask))
+        out = self.new(shape, prod(shape), x.dtype, "index")
+        del places
+        return self.attach(out, node)
 
     def split(self, x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """`split`, `chunk` or `unbind`: views whose gradients are joined into one tensor."""

@@ -12,8 +12,9 @@ from typing import Annotated
 from pydantic import Field
 
 from peftplan.errors import BadInput
+from peftplan.methods.merging import add_to_weight, refuse_packed_merge
 from peftplan.methods.method import Method, Options
-from peftplan.methods.quantize import Linear4bit
+from peftplan.methods.quantize import Linear4bit, PackedLinear
 from peftplan.methods.wrapping import adapt, adapter
 from peftplan.specs.formats import FP32, DType
 from peftplan.specs.method import MethodSpec
@@ -65,6 +66,17 @@ class SvdLinear(Module):
         out = t.linear(inner, t.view(self.lora_B, self.lora_B.shape))
         return out  # type: ignore[no-any-return]
 
+    def merge(self, t: Ops) -> None:
+        """Add the product of the factors to a dense weight."""
+        weight = self.base_layer.weight
+        refuse_packed_merge(weight, "peft 0.21 has no merge of adalora into packed weights")
+        add_to_weight(t, weight, self._delta_weight)
+
+    def _delta_weight(self, t: Ops) -> Tensor:
+        shape = self.base_layer.weight.shape
+        whole = t.mul_scalar(t.matmul(self.lora_B, t.mul(self.lora_A, self.lora_E), shape))
+        return t.div(whole, t.add_scalar(self.ranknum))  # type: ignore[no-any-return]
+
     def terms(self, t: Ops) -> list[Tensor]:
         """The norms of A @ A.T - 1 and of B.T @ B - 1."""
         a, b, rank = self.lora_A, self.lora_B, self.lora_E.numel
@@ -98,6 +110,21 @@ class SvdPacked(SvdLinear):
         return t.add_in_place(result, out) if self.four_bit else t.add(result, out)  # type: ignore[no-any-return]
 
 
+class SvdQuantised(SvdLinear):
+    """Beside a linear of gptqmodel: without autocast the input in fp32; the whole term is cast back, then added."""
+
+    def forward(self, t: Ops, x: Tensor) -> Tensor:
+        result = t.call("base_layer", self.base_layer, x)
+        converts, expected = t.autocast is None, result.dtype
+        if converts:
+            x = t.to(x, FP32)
+        ranknum = t.add_scalar(self.ranknum)
+        out = t.div(t.mul_scalar(self.product(t, x)), ranknum)
+        if converts:
+            out = t.to(out, expected)
+        return t.add_in_place(result, out)  # type: ignore[no-any-return]
+
+
 def start_rank(method: MethodSpec) -> int:
     """The rank that a run starts with."""
     return method.options.init_r or method.rank + method.rank // 2
@@ -113,8 +140,10 @@ def apply(model: ModelSpec, method: MethodSpec) -> None:
         )
 
     def wrap(base: Linear) -> Module:
-        layer = SvdPacked if isinstance(base, Linear4bit) else SvdLinear
-        return layer(base, rank, method.dropout, method.adapter_dtype)  # type: ignore[arg-type]
+        layer: type[SvdLinear] = SvdLinear
+        if isinstance(base, PackedLinear) and not base.taken_for_dense:
+            layer = SvdPacked if isinstance(base, Linear4bit) else SvdQuantised
+        return layer(base, rank, method.dropout, method.adapter_dtype)
 
     adapt(model, method, wrap)
     model.plays_each = True

@@ -133,6 +133,7 @@ METHODS = (
         options=AdaptionOptions,
         takes=("adapter_dtype",),
         merging="not possible: it is no change of weights",
+        merges=False,
         inference="a second, short attention in every adapted block",
     ),
 )

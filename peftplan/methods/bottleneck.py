@@ -97,6 +97,7 @@ _AFTER = {
     "options": BottleneckOptions,
     "takes": ("modules_to_save", "adapter_dtype"),
     "merging": "not possible: an activation lies between",
+    "merges": False,
     "inference": "two narrow products behind every adapted sublayer",
 }
 METHODS = (

@@ -96,6 +96,7 @@ METHODS = (
         trained=biases,
         takes=(),
         merging="nothing to merge",
+        merges=False,
         inference="none",
     ),
     Method(
@@ -108,6 +109,7 @@ METHODS = (
         trained=modules,
         takes=("targets",),
         merging="nothing to merge",
+        merges=False,
         inference="none",
     ),
 )

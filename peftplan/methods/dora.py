@@ -16,7 +16,8 @@ from peftplan.errors import BadInput
 from peftplan.methods import lora
 from peftplan.methods.expert_targets import convert
 from peftplan.methods.lora import LoraLinear, LoraLinear4bit, wrap_targets
-from peftplan.methods.quantize import Linear4bit
+from peftplan.methods.merging import pack_with, refuse_foreign
+from peftplan.methods.quantize import PackedLinear
 from peftplan.methods.wrapping import adapter
 from peftplan.specs.formats import DType
 from peftplan.specs.method import MethodSpec
@@ -62,6 +63,21 @@ class Magnitude(Module):
             out = t.linear(inner, cast)
         return t.view(out, (b.out_features, a.in_features)), [first, second]
 
+    def merged(self, t: Ops, layer: LoraLinear, again: bool) -> Tensor:
+        """What the weight becomes; `again`: it is unpacked once more for the sum, where it is packed."""
+        base = layer.base_layer
+        delta = layer.delta_weight(t)
+        unmerged = t.clone(t.dense_weight(base))
+        wide = t.add(unmerged, t.mul_scalar(delta))
+        norm = t.row_norm(wide)
+        del wide
+        dense = t.dense_weight(base) if again else base.weight
+        scale = t.view(t.div(self.weight, norm), (self.weight.numel, 1))
+        new = t.mul(scale, t.add(dense, delta))
+        new = t.to(new, dense.dtype)
+        del unmerged, delta, dense, norm, scale
+        return new  # type: ignore[no-any-return]
+
     @staticmethod
     def _norm(t: Ops, weight: Tensor, product: Tensor) -> Tensor:
         with t.no_grad():  # the product is detached
@@ -93,11 +109,21 @@ class DoraLinear(LoraLinear):
         result = _added(t, self, x, result)
         return t.to(result, dtype)  # type: ignore[no-any-return]
 
+    def merge(self, t: Ops) -> None:
+        """A scaled sum in the weight's place."""
+        weight = self.base_layer.weight
+        copy = t.clone(weight) if t.safe else None
+        new = self.lora_magnitude_vector.merged(t, self, again=False)
+        if t.safe:
+            del copy
+            t.check(new)
+        t.place(weight, new)
+
 
 class DoraLinear4bit(LoraLinear4bit):
     """Beside a packed linear, which is unpacked for its norm."""
 
-    def __init__(self, base: Linear4bit, rank: int, dropout: float, dtype: DType) -> None:
+    def __init__(self, base: PackedLinear, rank: int, dropout: float, dtype: DType) -> None:
         super().__init__(base, rank, dropout, dtype)
         self.lora_magnitude_vector = Magnitude(base.out_features, dtype)
 
@@ -113,12 +139,20 @@ class DoraLinear4bit(LoraLinear4bit):
         result = _added(t, self, x, result)
         return result
 
+    def merge(self, t: Ops) -> None:
+        """The same of the unpacked weight, which is packed again."""
+        refuse_foreign(self.base_layer.weight)
+        dense = t.dense_weight(self.base_layer)
+        new = self.lora_magnitude_vector.merged(t, self, again=True)
+        pack_with(t, self.base_layer.weight, new)
+        del dense
+
 
 def apply(model: ModelSpec, method: MethodSpec) -> None:
     """As LoRA, with a magnitude beside every adapter."""
 
     def wrap(base: Linear) -> Module:
-        layer = DoraLinear4bit if isinstance(base, Linear4bit) else DoraLinear
+        layer = DoraLinear4bit if isinstance(base, PackedLinear) and not base.casts_always else DoraLinear
         return layer(base, method.rank, method.dropout, method.adapter_dtype)  # type: ignore[arg-type]
 
     if convert(model, method.targets)[1]:

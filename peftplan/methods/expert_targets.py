@@ -69,6 +69,11 @@ def wrap_parameters(model: ModelSpec, parameters: Parameters, method: MethodSpec
             for name, parameter in module.parameters.items():
                 full = f"{prefix}.{path}.{name}"
                 held = [n for suffix, n in parameters.items() if full.endswith("." + suffix)]
+                if held and parameter.quant is not None:
+                    raise BadInput(
+                        f"--targets {shown(method.targets)} with --quant {parameter.quant.kind}: peft adds what it "
+                        f"adapts {name} by to the packed numbers, without their scales; give --targets attention"
+                    )
                 if held:
                     base = group.child(path)
                     rank = method.rank * held[0]

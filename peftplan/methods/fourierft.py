@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from peftplan.errors import BadInput
+from peftplan.methods.merging import add_to_weight, refuse_packed_merge
 from peftplan.methods.method import Method, Options
 from peftplan.methods.wrapping import adapt, adapter, refuse_packed
 from peftplan.specs.formats import FP32, INT64, DType
@@ -47,9 +48,15 @@ class FourierLinear(Module):
         del added, delta
         return t.to(result, dtype)  # type: ignore[no-any-return]
 
+    def merge(self, t: Ops) -> None:
+        """Add what the spectrum stands for to a dense weight."""
+        weight = self.base_layer.weight
+        refuse_packed_merge(weight, "peft 0.21 adds fourierft's delta to the packed numbers, which fails")
+        add_to_weight(t, weight, self._weight)
+
     def _weight(self, t: Ops) -> Tensor:
         spectrum = self.fourierft_spectrum
-        index = t.new((2, spectrum.numel), 2 * spectrum.numel, INT64, "_to_copy")
+        index = t.from_host((2, spectrum.numel), 2 * spectrum.numel, INT64)
         dense = t.filled_from(t.to(spectrum, FP32), self.base_layer.weight.shape, index)
         delta = t.mul_scalar(t.inverse_fft_real(dense))
         return t.to(delta, spectrum.dtype)  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ METHODS = (
         default_precision="bf16",
         takes=(),
         merging="nothing to merge",
+        merges=False,
         inference="none",
     ),
 )

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from peftplan.errors import BadInput
+from peftplan.methods.merging import refuse_packed_merge
 from peftplan.methods.method import Method, Options
 from peftplan.methods.quantize import Linear4bit
 from peftplan.methods.targets import matched
@@ -76,6 +77,25 @@ class Ia3Linear(Module):
             narrow = result.dtype
             result = t.to(t.mul(result, scale), narrow)
         return result  # type: ignore[no-any-return]
+
+    def merge(self, t: Ops) -> None:
+        """Scale the columns of the weight, or its rows and the bias."""
+        weight, bias = self.base_layer.weight, self.base_layer.bias
+        refuse_packed_merge(weight, "peft 0.21 does not merge ia3 into packed weights")
+        of_bias = bias if not self.at_input else None
+        if t.safe:
+            scaled = t.mul(weight, self.ia3_l)
+            t.check(scaled)
+            if of_bias is not None:
+                scaled_bias = t.mul(of_bias, t.view(self.ia3_l, of_bias.shape))
+                t.check(scaled_bias)
+            t.place(weight, t.to(scaled, weight.dtype))
+            if of_bias is not None:
+                t.place(of_bias, t.to(scaled_bias, of_bias.dtype))
+            return
+        t.place(weight, t.to(t.mul(weight, self.ia3_l), weight.dtype))
+        if of_bias is not None:
+            t.place(of_bias, t.to(t.mul(of_bias, t.view(self.ia3_l, of_bias.shape)), of_bias.dtype))
 
 
 class Ia3Packed(Ia3Linear):

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from peftplan.methods.merging import add_to_weight, refuse_packed_merge
 from peftplan.methods.method import Method, Options
 from peftplan.methods.wrapping import adapt, adapter, refuse_conv1d, refuse_packed
 from peftplan.specs.formats import DType
@@ -52,6 +53,12 @@ class LohaLinear(Module):
         weight = t.function("HadaWeight", self._weight, _backward, factors)
         x = t.to(x, weight.dtype)
         return t.linear(x, weight)  # type: ignore[no-any-return]
+
+    def merge(self, t: Ops) -> None:
+        """Add it to a dense weight."""
+        weight = self.base_layer.weight
+        refuse_packed_merge(weight, "peft 0.21 adds loha's delta to the packed numbers, which fails")
+        add_to_weight(t, weight, self._weight)
 
     def _weight(self, t: Ops) -> Tensor:
         shape = self.base_layer.weight.shape

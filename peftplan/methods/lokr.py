@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from peftplan.methods.merging import add_to_weight, refuse_packed_merge
 from peftplan.methods.method import Method, Options
 from peftplan.methods.wrapping import adapt, adapter, refuse_conv1d, refuse_packed
 from peftplan.specs.formats import DType
@@ -59,6 +60,12 @@ class LokrLinear(Module):
         weight = self._weight(t)
         x = t.to(x, weight.dtype)
         return t.linear(x, weight)  # type: ignore[no-any-return]
+
+    def merge(self, t: Ops) -> None:
+        """Add it to a dense weight."""
+        weight = self.base_layer.weight
+        refuse_packed_merge(weight, "peft 0.21 adds lokr's delta to the packed numbers, which fails")
+        add_to_weight(t, weight, self._weight)
 
     def _weight(self, t: Ops) -> Tensor:
         first = self._factor(t, 0)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from peftplan.methods.expert_targets import convert, wrap_parameters
+from peftplan.methods.merging import add_to_weight, low_rank, pack_with, refuse_foreign
 from peftplan.methods.method import Method
-from peftplan.methods.quantize import Linear4bit
+from peftplan.methods.quantize import PackedLinear
 from peftplan.methods.targets import matched
 from peftplan.methods.wrapping import Wrap, WrapEmbedding, adapter_linear, finish, freeze, put_on
 from peftplan.specs.formats import DType
@@ -38,17 +39,30 @@ class LoraLinear(Module):
 
     def delta(self, t: Ops, x: Tensor) -> Tensor:
         """What the adapter adds, scaled."""
-        return t.mul_scalar(  # type: ignore[no-any-return]
-            t.call("lora_B", self.lora_B, t.call("lora_A", self.lora_A, t.dropout(x, self.dropout)))
-        )
+        return t.mul_scalar(self.product(t, x))  # type: ignore[no-any-return]
+
+    def product(self, t: Ops, x: Tensor) -> Tensor:
+        """The input through both factors."""
+        return t.call("lora_B", self.lora_B, t.call("lora_A", self.lora_A, t.dropout(x, self.dropout)))  # type: ignore[no-any-return]
+
+    def delta_weight(self, t: Ops) -> Tensor:
+        """The same as a matrix of the weight's size."""
+        return low_rank(t, self.lora_A.weight, self.lora_B.weight, self.base_layer.weight.shape)
+
+    def merge(self, t: Ops) -> None:
+        """Add it to the weight."""
+        add_to_weight(t, self.base_layer.weight, self.delta_weight, named=True)
 
 
 class LoraLinear4bit(LoraLinear):
-    """Beside a packed linear: the 4-bit base's output is cloned, and under autocast no cast is made."""
+    """Beside a packed linear: the 4-bit base's output is cloned, and under autocast no cast is made.
 
-    def __init__(self, base: Linear4bit, rank: int, dropout: float, dtype: DType) -> None:
+    Layers over other quantisers' linears scale the product once it is cast back, or add it in place.
+    """
+
+    def __init__(self, base: PackedLinear, rank: int, dropout: float, dtype: DType) -> None:
         super().__init__(base, rank, dropout, dtype)
-        self.clones = base.four_bit
+        self.clones, self.scales_last, self.adds_in_place = base.clones, base.scales_last, base.adds_in_place
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         result = t.call("base_layer", self.base_layer, x)
@@ -58,11 +72,21 @@ class LoraLinear4bit(LoraLinear):
         dtype = result.dtype
         if convert:
             x = t.to(x, self.lora_A.weight.dtype)
-        output = self.delta(t, x)
+        output = self.product(t, x) if self.scales_last else self.delta(t, x)
         if convert:
             output = t.to(output, dtype)
-        result = t.add(result, output)
+        if self.scales_last:
+            output = t.mul_scalar(output)
+        result = t.add_in_place(result, output) if self.adds_in_place else t.add(result, output)
         return result  # type: ignore[no-any-return]
+
+    def merge(self, t: Ops) -> None:
+        """Unpack, add, pack again; an 8-bit weight is unpacked to fp32 and cast to the adapters' type."""
+        refuse_foreign(self.base_layer.weight)
+        dense = t.dense_weight(self.base_layer)
+        delta = self.delta_weight(t)
+        summed = t.add(dense if self.clones else t.to(dense, delta.dtype), delta)
+        pack_with(t, self.base_layer.weight, summed)
 
 
 class LoraEmbedding(Module):
@@ -90,6 +114,11 @@ class LoraEmbedding(Module):
         output = t.mul_scalar(t.linear(after_a, t.view(b, b.shape)))
         return t.to(t.add(result, output), dtype)  # type: ignore[no-any-return]
 
+    def merge(self, t: Ops) -> None:
+        """Add the product of both factors to the table, in its type."""
+        table, a, b = self.base_layer.weight, self.lora_embedding_A, self.lora_embedding_B
+        add_to_weight(t, table, lambda t: t.to(low_rank(t, a, b, table.shape), table.dtype))
+
 
 def apply(model: ModelSpec, method: MethodSpec) -> None:
     """Freeze (and pack) the base, then put adapters beside the targeted modules."""
@@ -102,7 +131,7 @@ def linear_layer(method: MethodSpec) -> Wrap:
     """Makes LoRA's layer over a linear, packed or not."""
 
     def wrap(base: Linear) -> Module:
-        layer = LoraLinear4bit if isinstance(base, Linear4bit) else LoraLinear
+        layer = LoraLinear4bit if isinstance(base, PackedLinear) and not base.casts_always else LoraLinear
         return layer(base, method.rank, method.dropout, method.adapter_dtype)  # type: ignore[arg-type]
 
     return wrap

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from peftplan.methods.merging import add_to_weight, low_rank
 from peftplan.specs.formats import DType
 from peftplan.specs.modules import BareWeights, Linear, Module, Ops
 from peftplan.specs.tensors import Parameter, Tensor
@@ -57,6 +58,22 @@ class LoraParameter(Module):
             return t.call("base_layer", self.base_layer, x, *args)
         finally:
             del owner.folds[self.name]
+
+    def merge(self, t: Ops) -> None:
+        """Add to the parameter, and then what the layer around which this one stands adds to its own."""
+        weight = self.owner.parameters[self.name]
+        add_to_weight(t, weight, self._delta_weight, named=True)
+        if isinstance(self.base_layer, LoraParameter):
+            self.base_layer.merge(t)
+
+    def _delta_weight(self, t: Ops) -> Tensor:
+        weight, a, b = self.owner.parameters[self.name], self.lora_A.weight, self.lora_B.weight
+        if self.num_experts == 1:
+            return t.to(low_rank(t, a, b, weight.shape), weight.dtype)  # type: ignore[no-any-return]
+        left = t.view(b, (self.num_experts, self.out_features, self.rank))
+        right = t.view(a, (self.num_experts, self.rank, self.in_features))
+        product = t.mul_scalar(t.matmul(left, right, (self.num_experts, self.out_features, self.in_features)))
+        return t.to(product, weight.dtype)  # type: ignore[no-any-return]
 
     def _experts_fold(self, t: Ops, weight: Parameter) -> Fold:
         """One batched product over the experts, added to the weight as it is computed."""

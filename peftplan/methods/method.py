@@ -61,6 +61,8 @@ class Method:
     options: type[Options] = Options
     takes: tuple[str, ...] = SHARED
     merging: str = "into the weights"
+    # whether peft puts it into the base's weights; `merging` says how, or why not
+    merges: bool = True
     inference: str = "none once merged"
     # adapters that do not train, by a part of their names; peft knows nothing of it
     freezes: tuple[str, ...] = ()

@@ -8,17 +8,18 @@ Source: oft
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from peftplan.methods.merging import refuse_foreign
 from peftplan.methods.method import Method, Options
 from peftplan.methods.wrapping import adapt, adapter, refuse_conv1d
-from peftplan.specs.formats import INT64, DType
+from peftplan.specs.formats import BOOL, FP32, INT64, DType
 from peftplan.specs.method import MethodSpec
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear, Module, Ops
-from peftplan.specs.tensors import Parameter, Tensor
+from peftplan.specs.tensors import Parameter, Tensor, bytes_of
 
 
 class OftOptions(Options):
@@ -29,9 +30,9 @@ class OftOptions(Options):
     ] = 32
     block_share: Annotated[bool, Field(description="one block turns all parts of the input")] = False
     num_cayley_neumann_terms: Annotated[int, Field(ge=3, le=100, description="terms of the series")] = 5
-    use_cayley_neumann: Annotated[
-        Literal[True], Field(description="the series; peft's solver in its place is not modelled")
-    ] = True
+    use_cayley_neumann: Annotated[bool, Field(description="the series; else a system of equations is solved")] = True
+    coft: Annotated[bool, Field(description="blocks are kept near the identity: projected in every pass")] = False
+    eps: Annotated[float, Field(gt=0, lt=1, description="how near, with coft; no bytes")] = 6e-5
 
 
 class Rotation(Module):
@@ -41,7 +42,8 @@ class Rotation(Module):
         super().__init__()
         self.parts, self.size = inputs // size, size
         self.blocks = 1 if options.block_share else self.parts
-        self.num_terms = options.num_cayley_neumann_terms
+        self.num_terms = options.num_cayley_neumann_terms if options.use_cayley_neumann else 0
+        self.projects = options.coft
         triangle = size * (size - 1) // 2
         self.weight = adapter((self.blocks, triangle), dtype)
         self.rows = Parameter((triangle,), INT64, role="buffer")
@@ -50,22 +52,55 @@ class Rotation(Module):
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         dtype, shape = x.dtype, x.shape
         x = t.to(x, self.weight.dtype)
-        turn = self._cayley(t)
+        if self.projects:
+            with t.no_grad():
+                self._project(t)
+        turn = self._cayley(t, self.weight)
         tokens = x.numel // shape[-1]
         if self.blocks != self.parts:
             turn = t.repeated(turn, (self.parts, self.size, self.size))
-        parts = t.view(x, (self.parts, tokens, self.size))
-        turned = t.matmul(parts, turn, (self.parts, tokens, self.size))
+        shown = (self.parts, tokens, self.size)
+        parts = t.view(x, shown) if self.parts == 1 else t.regrouped(x, shown)
+        turned = t.einsum(parts, turn, shown)
         out = turned if self.parts == 1 else t.contiguous(turned)
         return t.to(t.view(out, shape), dtype)  # type: ignore[no-any-return]
 
-    def _skew(self, t: Ops) -> Tensor:
-        matrix = t.filled_from(self.weight, (self.blocks, self.size, self.size))
+    def whole(self, t: Ops) -> Tensor:
+        """All blocks in one matrix, with zeros between them; on the host made in fp32."""
+        turn = self._cayley(t, t.widened(self.weight))
+        width = self.parts * self.size
+        whole = t.new((width, width), width * width, turn.dtype, "block_diag", turn.numel * turn.dtype.itemsize)
+        del turn
+        return t.to(whole, self.weight.dtype)  # type: ignore[no-any-return]
+
+    def _skew(self, t: Ops, triangles: Tensor) -> Tensor:
+        matrix = t.filled_from(triangles, (self.blocks, self.size, self.size))
         return t.sub(matrix, matrix)  # type: ignore[no-any-return]
 
-    def _cayley(self, t: Ops) -> Tensor:
-        """1 + 2 Q + 2 Q^2 + ... + Q^n, summed in place."""
-        skew = self._skew(t)
+    def _project(self, t: Ops) -> None:
+        """Blocks whose skew matrix is too long are shortened, in place."""
+        skew = self._skew(t, self.weight)
+        zeros = t.new((self.size, self.size), self.size**2, skew.dtype, "zeros", 0)
+        difference = t.sub(skew, zeros)
+        again = t.sub(skew, zeros)
+        norm = t.norm(again, (self.blocks, 1, 1))
+        del again
+        near = t.new(norm.shape, norm.numel, BOOL, "le", bytes_of(norm))
+        scaled = t.mul_scalar(t.div(difference, norm))
+        moved = t.add(zeros, scaled)
+        del scaled
+        out = t.like(moved, "where", bytes_of(near, skew, moved))
+        del moved
+        triangles = t.new(self.weight.shape, self.weight.numel, out.dtype, "index")
+        t.write("copy_", self.weight.dtype, bytes_of(triangles), bytes_of(self.weight))
+
+    def _cayley(self, t: Ops, triangles: Tensor) -> Tensor:
+        """1 + 2 Q + 2 Q^2 + ... + Q^n, summed in place; or (1 - Q) over (1 + Q), solved in fp32."""
+        skew = self._skew(t, triangles)
+        if not self.num_terms:
+            eye = t.eye(self.size, FP32)
+            turn = t.solve(t.add(eye, skew), t.sub(eye, skew))
+            return t.to(turn, triangles.dtype)  # type: ignore[no-any-return]
         shape = skew.shape
         eye = t.eye(self.size, skew.dtype)
         total = t.new(shape, skew.numel, skew.dtype, "repeat")
@@ -94,6 +129,26 @@ class OftLinear(Module):
         x = t.call("oft_R", self.oft_R, x)
         result = t.call("base_layer", self.base_layer, t.to(x, dtype))
         return t.to(result, dtype)  # type: ignore[no-any-return]
+
+    def merge(self, t: Ops) -> None:
+        """Turn the weight's inputs: in place, or (packed, or looked through) in the weight's place."""
+        refuse_foreign(self.base_layer.weight)
+        weight, turn = self.base_layer.weight, self.oft_R.whole(t)
+        if weight.quant is None and not t.safe:
+            turned = t.matmul(turn, t.to(weight, turn.dtype), weight.shape)
+            t.copy_transposed(weight, turned)
+            return
+        dense = t.dense_weight(self.base_layer)
+        dtype = dense.dtype
+        turned = t.matmul(turn, t.to(dense, turn.dtype), weight.shape)
+        del dense
+        if t.safe:
+            t.check(turned)
+        new = t.to(t.contiguous(turned), dtype)
+        if weight.quant is None:
+            t.place(weight, new)
+        else:
+            t.pack_again(weight, new)
 
 
 def divisor(inputs: int, size: int) -> int:

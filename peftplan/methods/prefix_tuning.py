@@ -2,8 +2,9 @@
 
 Mirrors peft 0.21 peft_model.py (get_prompt: one table of all layers, cut into keys and values that a cache
 holds) and tuners/prefix_tuning/model.py. Each layer joins its own with what it computes, which the cache keeps
-until the loss is there; queries see more keys than there are of them, so that attention takes a mask.
-Source: prefix-tuning
+until the loss is there; queries see more keys than there are of them, so that attention takes a mask. A cartridge
+is a cache whose keys and values train themselves, but for the first (tuners/cartridge/model.py).
+Source: prefix-tuning, cartridge
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from pydantic import Field
 from peftplan.errors import BadInput
 from peftplan.methods.method import Method
 from peftplan.methods.prompts import PromptEmbedding, PromptOptions
-from peftplan.methods.wrapping import finish, freeze
+from peftplan.methods.wrapping import adapter, finish, freeze
 from peftplan.specs.formats import FP32, INT64, DType
 from peftplan.specs.method import MethodSpec
 from peftplan.specs.model import ModelSpec
-from peftplan.specs.modules import Linear, Ops
+from peftplan.specs.modules import Linear, Module, Ops
 from peftplan.specs.tensors import Tensor
 
 # Families whose models return the cache although they are told not to use one.
@@ -35,6 +36,12 @@ class PrefixOptions(PromptOptions):
     encoder_hidden_size: Annotated[
         int | None, Field(ge=1, le=10**6, description="width of that network; default that of the keys")
     ] = None
+
+
+class CartridgeOptions(PromptOptions):
+    """Which of them stay."""
+
+    num_frozen_tokens: Annotated[int, Field(ge=0, le=10**6, description="positions that stay: the first")] = 1
 
 
 class Prefix(PromptEmbedding):
@@ -57,16 +64,49 @@ class Prefix(PromptEmbedding):
         return t.call("transform.2", self.second, x)  # type: ignore[no-any-return]
 
 
+class Cartridge(Module):
+    """peft's CartridgeEncoder: all keys and values themselves, of which the first stay."""
+
+    def __init__(self, options: CartridgeOptions, width: int, layers: int, dtype: DType) -> None:
+        super().__init__()
+        whole, kept = 2 * layers * width, options.num_frozen_tokens
+        self.frozen_embedding = adapter((kept, whole), FP32, trainable=False) if kept else None
+        self.trainable_embedding = adapter((options.num_virtual_tokens - kept, whole), dtype)
+        if kept and dtype is FP32:  # a part of the joined rows' gradient, and kept as it is
+            self.trainable_embedding.gradient_numel = options.num_virtual_tokens * whole
+
+    def forward(self, t: Ops, x: Tensor) -> Tensor:
+        rows: Tensor = self.trainable_embedding
+        if self.frozen_embedding is not None:
+            rows = t.cat((self.frozen_embedding, rows), (x.shape[1], rows.shape[1]))
+        return t.expand(rows, (*x.shape, rows.shape[1]))  # type: ignore[no-any-return]
+
+
 def apply(model: ModelSpec, method: MethodSpec) -> None:
     """Freeze the base and hand every layer trained keys and values."""
+    _put_before(model, method, "prefix-tuning", Prefix)
+
+
+def apply_cartridge(model: ModelSpec, method: MethodSpec) -> None:
+    """The same, with nothing but the keys and values."""
+    options = method.options
+    if options.num_frozen_tokens >= options.num_virtual_tokens:
+        raise BadInput(
+            f"--method-option num_frozen_tokens={options.num_frozen_tokens} leaves none of "
+            f"{options.num_virtual_tokens} positions to train; give fewer"
+        )
+    _put_before(model, method, "cartridge", Cartridge)
+
+
+def _put_before(model: ModelSpec, method: MethodSpec, name: str, encoder: type[Prefix | Cartridge]) -> None:
     if model.family not in FAMILIES:
         raise BadInput(
-            f"--method prefix-tuning: the closed form puts prefixes before {', '.join(FAMILIES)} only, and this is "
+            f"--method {name}: the closed form puts prefixes before {', '.join(FAMILIES)} only, and this is "
             f"{model.family}; take --engine trace"
         )
     freeze(model, method)
     heads, dim = _heads(model)
-    prefix = Prefix(method.options, heads * dim, model.num_layers, method.adapter_dtype)
+    prefix = encoder(method.options, heads * dim, model.num_layers, method.adapter_dtype)
     for _, parameter in prefix.named_parameters():
         parameter.role = "adapter"
     model.stem.add("prompt_encoder", prefix)
@@ -86,9 +126,9 @@ def apply(model: ModelSpec, method: MethodSpec) -> None:
         return enter(t, ids)
 
     model.enter = entered
-    model.plays_each = True
+    model.plays_each = model.virtual_tokens = True
     model.not_checkpointed = (
-        "--method prefix-tuning does not work with gradient checkpointing, which drops the cache that its keys and "
+        f"--method {name} does not work with gradient checkpointing, which drops the cache that its keys and "
         "values stand in; add --no-checkpointing"
     )
     model.adapter_checkpoint_bytes = FP32.itemsize * num_tokens * 2 * layers * heads * dim
@@ -125,6 +165,19 @@ METHODS = (
         options=PrefixOptions,
         takes=("adapter_dtype",),
         merging="not possible: it is no change of weights",
+        merges=False,
+        inference="a longer cache of keys and values",
+    ),
+    Method(
+        "cartridge",
+        "a cache of keys and values before those of every layer, most of it trained",
+        "cartridge",
+        apply_cartridge,
+        peft={"peft_type": "CARTRIDGE"},
+        options=CartridgeOptions,
+        takes=("adapter_dtype",),
+        merging="not possible: it is no change of weights",
+        merges=False,
         inference="a longer cache of keys and values",
     ),
 )

@@ -2,7 +2,9 @@
 
 They count in every activation, in attention and in the loss. Mirrors peft 0.21 peft_model.py
 (PeftModelForCausalLM.forward, which holds masks, labels and embeddings of the longer sequence until the loss
-is there), tuners/prompt_tuning/model.py and tuners/p_tuning/model.py. Source: prompt-tuning, p-tuning
+is there), tuners/prompt_tuning/model.py, tuners/p_tuning/model.py and tuners/multitask_prompt_tuning/model.py.
+
+Source: prompt-tuning, p-tuning, multitask-prompt-tuning
 """
 
 from __future__ import annotations
@@ -13,12 +15,12 @@ from pydantic import Field
 
 from peftplan.errors import BadInput
 from peftplan.methods.method import Method, Options
-from peftplan.methods.wrapping import finish, freeze
+from peftplan.methods.wrapping import adapter_bytes, finish, freeze
 from peftplan.specs.formats import FP32, INT64, DType
 from peftplan.specs.method import MethodSpec
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Embedding, Linear, Module, Ops
-from peftplan.specs.tensors import Tensor
+from peftplan.specs.tensors import Parameter, Tensor
 
 
 class PromptOptions(Options):
@@ -38,6 +40,13 @@ class PTuningOptions(PromptOptions):
     encoder_reparameterization_type: Annotated[
         Literal["MLP"], Field(description="the prompt encoder; its LSTM form is not modelled")
     ] = "MLP"
+
+
+class MultitaskOptions(PromptOptions):
+    """What each task has of its own."""
+
+    num_tasks: Annotated[int, Field(ge=1, le=10**6, description="tasks, each with factors of its own")] = 1
+    num_ranks: Annotated[int, Field(ge=1, le=10**4, description="rank of what a task makes of the prompt")] = 1
 
 
 class PromptEmbedding(Module):
@@ -67,6 +76,25 @@ class PromptEncoder(PromptEmbedding):
         return t.call("mlp_head.4", self.third, x)  # type: ignore[no-any-return]
 
 
+class MultitaskEmbedding(PromptEmbedding):
+    """A table of trained positions, times what two factors of a sequence's task make of them."""
+
+    def __init__(self, options: MultitaskOptions, width: int, dtype: DType) -> None:
+        super().__init__(options.num_virtual_tokens, width, dtype)
+        tasks, ranks = options.num_tasks, options.num_ranks
+        self.prefix_task_cols = Parameter((tasks, options.num_virtual_tokens, ranks), dtype)
+        self.prefix_task_rows = Parameter((tasks, ranks, width), dtype)
+
+    def forward(self, t: Ops, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        tasks = Tensor((batch,), batch, INT64, None, None)
+        words = t.call("embedding", self.embedding, x)
+        columns = t.index_select(self.prefix_task_cols, tasks)
+        rows = t.index_select(self.prefix_task_rows, tasks)
+        of_tasks = t.matmul(columns, rows, words.shape)
+        return t.mul_in_place(words, of_tasks)  # type: ignore[no-any-return]
+
+
 class Prompted(Module):
     """Stands in the place of the token embeddings: rows for the batch's ids, behind the prompt's."""
 
@@ -88,8 +116,11 @@ class Prompted(Module):
         words = t.call("word_embeddings", self.word_embeddings, self.ids[-1])
         batch, length, width = words.shape
         indices = t.new((batch, self.num_tokens), batch * self.num_tokens, INT64, "_to_copy")
-        indices = t.part(indices, (1, self.num_tokens))  # one row is looked up, and repeated
-        prompts = t.repeated(t.call("prompt_encoder", self.encoder, indices), (batch, self.num_tokens, width))
+        if isinstance(self.encoder, MultitaskEmbedding):
+            prompts = t.call("prompt_encoder", self.encoder, indices)
+        else:
+            indices = t.part(indices, (1, self.num_tokens))  # one row is looked up, and repeated
+            prompts = t.repeated(t.call("prompt_encoder", self.encoder, indices), (batch, self.num_tokens, width))
         prompts = t.to(prompts, words.dtype)
         joined = t.cat((prompts, words), (batch, self.num_tokens + length, width))
         t.keep_to_loss(prompts, joined)
@@ -167,6 +198,17 @@ def apply_p_tuning(model: ModelSpec, method: MethodSpec) -> None:
     finish(model, method)
 
 
+def apply_multitask(model: ModelSpec, method: MethodSpec) -> None:
+    """The same, with factors of each sequence's task, which the batch names."""
+    _decoder_only(model, "multitask-prompt-tuning")
+    freeze(model, method)
+    width = table_of_tokens(model)[2].weight.shape[1]
+    _prompted(model, method, MultitaskEmbedding(method.options, width, method.adapter_dtype))
+    finish(model, method)
+    model.names_tasks = True
+    model.adapter_checkpoint_bytes = adapter_bytes(model)
+
+
 _NO_MERGE = "not possible: it is no change of weights"
 _LONGER = "longer sequences: each prompt position costs what a token does"
 METHODS = (
@@ -179,6 +221,7 @@ METHODS = (
         options=PromptOptions,
         takes=("adapter_dtype",),
         merging=_NO_MERGE,
+        merges=False,
         inference=_LONGER,
     ),
     Method(
@@ -190,6 +233,19 @@ METHODS = (
         options=PTuningOptions,
         takes=("adapter_dtype",),
         merging=_NO_MERGE,
+        merges=False,
+        inference=_LONGER,
+    ),
+    Method(
+        "multitask-prompt-tuning",
+        "trained positions before every sequence, times factors of its task",
+        "multitask-prompt-tuning",
+        apply_multitask,
+        peft={"peft_type": "MULTITASK_PROMPT_TUNING"},
+        options=MultitaskOptions,
+        takes=("adapter_dtype",),
+        merging=_NO_MERGE,
+        merges=False,
         inference=_LONGER,
     ),
 )

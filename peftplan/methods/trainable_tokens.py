@@ -43,9 +43,21 @@ class Rows(Module):
 
     def put_into(self, t: Ops, weight: Tensor) -> Tensor:
         """A copy of the table with the rows in it."""
+        return self._put(t, weight)[0]
+
+    def merge_into(self, t: Ops, table: Parameter) -> None:
+        """Such a copy in the table's place."""
+        merged = self._put(t, table)
+        if t.safe:
+            t.check(merged[0])
+        t.place(table, merged[0])
+
+    def _put(self, t: Ops, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The copy, the index and the rows that were put there."""
         delta = self.trainable_tokens_delta
         index = t.new((delta.shape[0],), delta.shape[0], INT64, "_to_copy")
-        return t.index_copy(weight, index, t.to(delta, weight.dtype))  # type: ignore[no-any-return]
+        rows = t.to(delta, weight.dtype)
+        return t.index_copy(weight, index, rows), index, rows
 
 
 class TokensEmbedding(Module):
@@ -60,6 +72,10 @@ class TokensEmbedding(Module):
     def weight(self) -> Parameter:
         """The frozen table."""
         return self.base_layer.weight
+
+    def merge(self, t: Ops) -> None:
+        """A copy of the table, with the rows in it, takes its place."""
+        self.rows.merge_into(t, self.base_layer.weight)
 
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         out = t.embedding(x, self.rows.put_into(t, self.base_layer.weight))
@@ -78,6 +94,10 @@ class TokensHead(Module):
     def forward(self, t: Ops, x: Tensor) -> Tensor:
         table = self.rows.put_into(t, self.base_layer.weight)
         return t.linear(x, table)  # type: ignore[no-any-return]
+
+    def merge(self, t: Ops) -> None:
+        """As the table's, whose weight it is."""
+        self.rows.merge_into(t, self.base_layer.weight)
 
 
 def apply(model: ModelSpec, method: MethodSpec) -> None:

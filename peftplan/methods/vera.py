@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from peftplan.methods.merging import add_to_weight, pack_with, refuse_foreign
 from peftplan.methods.method import Method, Options
 from peftplan.methods.quantize import Linear4bit
 from peftplan.methods.targets import matched
@@ -74,6 +75,32 @@ class VeraLinear(Module):
         result = t.add(result, outer)
         del outer
         return t.to(t.to(result, dtype), before)  # type: ignore[no-any-return]
+
+    def merge(self, t: Ops) -> None:
+        """Add to the weight, or to what it unpacks to."""
+        base = self.base_layer
+        if base.weight.quant is None:
+            add_to_weight(t, base.weight, self._delta_weight)
+            return
+        refuse_foreign(base.weight)
+        dense = t.dense_weight(base)
+        if t.safe:
+            dense = t.clone(dense)
+        dense = t.add_in_place(dense, self._delta_weight(t))
+        pack_with(t, base.weight, dense)
+
+    def _delta_weight(self, t: Ops) -> Tensor:
+        rank, base = self.vera_lambda_d.numel, self.base_layer
+        shared, dtype = self.shared, self.shared.vera_B.dtype
+        a, b = t.widened(shared.vera_A), t.widened(shared.vera_B)
+        narrow = a is not shared.vera_A  # so are the vectors then
+        first = t.widened(self.vera_lambda_d) if narrow else self.vera_lambda_d
+        second = t.widened(self.vera_lambda_b) if narrow else self.vera_lambda_b
+        left = t.mul(t.view(second, (second.numel, 1)), t.part(b, (base.out_features, rank)))
+        right = t.mul(t.view(first, (rank, 1)), t.part(a, (rank, base.in_features)))
+        out = t.matmul(left, right, base.weight.shape)
+        del left, right
+        return t.to(out, dtype) if narrow else out  # type: ignore[no-any-return]
 
 
 def apply(model: ModelSpec, method: MethodSpec) -> None:

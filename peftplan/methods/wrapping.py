@@ -10,7 +10,8 @@ from copy import deepcopy
 from typing import Any
 
 from peftplan.errors import BadInput
-from peftplan.methods.base import cast_as_trl, prepare_for_kbit, quantize_base, set_base_dtype
+from peftplan.methods.base import cast_as_trl, mark_loaded_from, prepare_for_kbit, quantize_base, set_base_dtype
+from peftplan.methods.quantize import Linear4bit
 from peftplan.methods.targets import matched
 from peftplan.specs.formats import BF16, FP32, DType
 from peftplan.specs.method import MethodSpec
@@ -52,14 +53,17 @@ def adapter(shape: tuple[int, ...], dtype: DType, trainable: bool = True) -> Par
     return Parameter(shape, dtype, trainable=trainable, role="adapter")
 
 
-def buffer_dtype(method: MethodSpec, linears: Sequence[Linear]) -> DType:
+def buffer_dtype(method: MethodSpec, linears: Sequence[Linear], made_in: DType = FP32) -> DType:
     """The type of an adapter's buffers: fp32, or the base's where peft is told to leave adapters in that.
 
+    Beside 4-bit linears that is the type they compute in; beside others that are packed, the one it is `made_in`.
     Source: peft 0.21 tuners/tuners_utils.py, cast_adapter_dtype and _move_adapter_to_device_of_base_layer.
     """
-    if method.adapter_dtype is FP32 or not linears or linears[0].weight.quant is not None:
+    if method.adapter_dtype is FP32 or not linears:
         return FP32
-    return linears[0].weight.dtype
+    if isinstance(linears[0], Linear4bit) and linears[0].four_bit:
+        return linears[0].compute_dtype
+    return linears[0].weight.dtype if linears[0].weight.quant is None else made_in
 
 
 def adapter_bytes(model: ModelSpec) -> int:
@@ -67,14 +71,27 @@ def adapter_bytes(model: ModelSpec) -> int:
     return sum(p.num_bytes() * count for _, p, count in model.parameters() if p.role == "adapter")
 
 
+def factoring_note(model: ModelSpec, adapted: Sequence[Linear]) -> None:
+    """Say what factoring every target once holds: a copy in fp32 and its singular vectors and values."""
+    shapes = [(linear.in_features, linear.out_features) for linear in adapted]
+    most = max(
+        (4 * (rows * columns + min(rows, columns) * (rows + columns + 1)) for rows, columns in shapes), default=0
+    )
+    model.notes.append(
+        f"initialisation factors every target once (SVD in fp32), at most {most:,} bytes at a time beside the model"
+    )
+
+
 def freeze(model: ModelSpec, method: MethodSpec) -> None:
     """Load the base frozen, packed and prepared as asked."""
     set_base_dtype(model, method.base_dtype, trainable=False)
     if method.quant is not None:
         compute = method.base_dtype if method.base_dtype is not FP32 else BF16
-        quantize_base(model, method.quant, compute)
+        quantize_base(model, method.quant, compute, method.quant_skips)
+    elif method.loaded_from is not None:
+        mark_loaded_from(model, method.loaded_from)
     if method.kbit_prepare:
-        prepare_for_kbit(model)
+        prepare_for_kbit(model, method.quant)
     if method.trl_casts:
         cast_as_trl(model)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from peftplan.render.blocks import Block, Column, Gauge, Notes, Split, Table, Text, lettered
 from peftplan.render.time_cost import time_cost_blocks
@@ -15,6 +16,7 @@ from peftplan.render.words import (
     verdict,
 )
 from peftplan.report import Change, Report
+from peftplan.specs.style import NEXT_TOKEN
 from peftplan.units import format_bytes, format_count
 
 
@@ -49,12 +51,21 @@ def title_line(report: Report) -> str:
     )
 
 
+def _loss(asked: Mapping[str, Any]) -> str:
+    """The loss of the next token, or the style that has another."""
+    style = asked.get("style", NEXT_TOKEN)
+    if style == NEXT_TOKEN:
+        text = f"{asked['loss']} loss"
+        return f"{text}, without padding" if asked.get("padding_free") else text
+    return f"{style} against reference {asked['reference']}" if asked.get("reference") else f"{style}"
+
+
 def settings_line(report: Report) -> str:
     """The run in one line."""
     asked = report.request
     text = f"{asked['micro_batch']} x {asked['seq_len']} tokens, {asked['precision']}, {asked['optimizer']}"
     text += ", checkpointing" if asked["checkpointing"] else ", no checkpointing"
-    text += f", {asked['attention']} attention, {asked['loss']} loss"
+    text += f", {asked['attention']} attention, {_loss(asked)}"
     if asked["gpus"] > 1:
         text += f", on each of {asked['gpus']} GPUs"
     if asked["grad_accum"] > 1:
@@ -122,11 +133,18 @@ def _resident(report: Report) -> Table:
     sizes = report.memory.resident.model_dump()
     rows = [(RESIDENT[name][0], format_bytes(size)) for name, size in sizes.items() if size]
     rows.append(("together", format_bytes(sum(sizes.values()))))
+    strong = frozenset({len(rows) - 1})
+    for name, size in (
+        ("beside it, optimizer states in pages", report.memory.optimizer_paged_bytes),
+        ("on the host, of the optimizer", report.memory.optimizer_host_bytes),
+    ):
+        if size:
+            rows.append((name, format_bytes(size)))
     return Table(
         "What the training state takes",
         (Column(""), Column("size", right=True)),
         tuple(rows),
-        frozenset({len(rows) - 1}),
+        strong,
     )
 
 

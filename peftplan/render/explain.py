@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from peftplan.render.blocks import Block, Column, Notes, Table, Text
 from peftplan.render.cost_explained import cost_quantities
+from peftplan.render.disk_explained import GROUP, disk_figures
 from peftplan.render.formulas import derive
 from peftplan.render.quantities import Quantity
 from peftplan.render.time_explained import time_quantities
@@ -54,6 +55,11 @@ class Figure(_Frozen):
     formula: str = ""
     source: str = ""
 
+    @classmethod
+    def of(cls, group: str, name: str, num_bytes: int, meaning: str, formula: str, source: str) -> Figure:
+        """A figure from its parts."""
+        return cls(group=group, name=name, bytes=num_bytes, meaning=meaning, formula=formula, source=source)
+
 
 class Citation(_Frozen):
     """Where a formula comes from."""
@@ -76,7 +82,7 @@ class Explanation(_Frozen):
 
 def explain(report: Report) -> Explanation:
     """Every figure of a report, explained."""
-    figures = tuple(_figures(report))
+    figures = (*_figures(report), *(Figure.of(GROUP, *figure) for figure in disk_figures(report)))
     quantities = (*time_quantities(report), *cost_quantities(report))
     keys = dict.fromkeys([figure.source for figure in figures] + [quantity.source for quantity in quantities])
     return Explanation.model_construct(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from peftplan.breakdown import Node
 from peftplan.methods import METHODS
+from peftplan.methods.quantizers import QUANTIZERS
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.report import Report
 from peftplan.specs.formats import FLOAT_DTYPES
@@ -71,6 +72,10 @@ def derive(part: str, leaf: Node, report: Report) -> Derivation:
         text = OPTIMIZERS[request["optimizer"]].summary if part.startswith("optimizer") else leaf.formula
         each = f"{leaf.bytes / trained:.4g} B for each of {trained:,} trained parameters" if trained else ""
         return Derivation("; ".join(filter(None, (text, each))), source)
+    packed = QUANTIZERS.get(kind.removesuffix(" linears"))
+    if packed is not None and storage in packed.explains:
+        text = packed.explains[storage].format(bits=request["quant_bits"], block=request["quant_block_size"])
+        return Derivation(text, source)
     if storage in _QUANT_PARTS:
         size, text = _QUANT_PARTS[storage]
         number = f"{leaf.bytes // size:,}"
@@ -94,7 +99,7 @@ def _source(part: str, name: str, request: Mapping[str, Any]) -> str:
     if part in ("optimizer states", "optimizer step temporaries"):
         return OPTIMIZERS[request["optimizer"]].source
     if part == "weights" and "linears: " in name:
-        return "bnb-int8" if name.startswith("int8") else "bnb-4bit"
+        return QUANTIZERS[name.partition(" ")[0]].source
     if part == "adapters":
         return METHODS[request["method"]].source
     return PART_SOURCES.get(part, "")

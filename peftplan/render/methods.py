@@ -73,9 +73,39 @@ def model_table(rows: Sequence[Row], model: str) -> Iterator[Block]:
             if row["refused"] is None
         ),
     )
+    first = [row for row in rows if row["refused"] is None and row["init_reads"] is not None]
+    if first:
+        yield _first(first)
     refused = tuple(f"{row['name']}: {row['refused']}" for row in rows if row["refused"] is not None)
     if refused:
         yield Notes("Not on this model, or not as asked", refused)
+
+
+def _first(rows: Sequence[Row]) -> Table:
+    """What is computed once before training; passes of the model and workspaces of solvers come beside it."""
+    timed = any(row["init_least_s"] is not None for row in rows)
+    return Table(
+        "Once before training",
+        (
+            Column("--method"),
+            Column("from"),
+            Column("beside the model", right=True),
+            Column("on disk", right=True),
+            Column("flop", right=True),
+            *((Column("no less than", right=True),) if timed else ()),
+        ),
+        tuple(
+            (
+                row["name"],
+                row["init_reads"],
+                format_bytes(row["init_beside_bytes"]),
+                format_bytes(row["init_disk_bytes"]) if row["init_disk_bytes"] else "-",
+                f"{row['init_num_flop']:.2g}",
+                *((shown_s(row["init_least_s"]) if row["init_least_s"] is not None else "-",) if timed else ()),
+            )
+            for row in rows
+        ),
+    )
 
 
 def _paper(text: str) -> str:

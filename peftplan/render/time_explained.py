@@ -26,6 +26,7 @@ _MEANING = {
     "optimizer": "the update: its bytes",
     "launches": "the GPU waiting for the host to launch",
     "communication": "gradients summed over the GPUs, as far as backward does not cover it",
+    "transfer": "gradients to the host, as far as backward does not cover them, and weights back, over PCIe",
 }
 _SOURCE = {
     "matmul": "torch-flop-counter",
@@ -33,6 +34,7 @@ _SOURCE = {
     "dequantise": "bnb-lookup",
     "optimizer": "torch-foreach",
     "communication": "torch-ddp",
+    "transfer": "torchao-offload",
 }
 
 

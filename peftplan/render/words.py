@@ -8,6 +8,7 @@ from peftplan.units import format_bytes
 # Moments of a step, in PyTorch's own words: (label, meaning).
 MOMENTS = {
     "loaded": ("model loaded", "weights and adapters on the device, before the first step"),
+    "generation": ("generation", "the most allocated at once while completions are generated, before the step"),
     "forward": ("forward", "the most allocated at once during the forward pass"),
     "forward_end": ("forward end", "what is alive when the forward pass ends: everything saved for backward"),
     "loss": ("loss", "the most allocated from the head's output to the end of the log-softmax backward"),

@@ -6,13 +6,27 @@ A formula cites a key, or names the library file whose behaviour it mirrors; tha
 
 from __future__ import annotations
 
+from peftplan.sources.advice import ADVICE
 from peftplan.sources.hugging_face import HUGGING_FACE
 from peftplan.sources.kernels import KERNELS
+from peftplan.sources.merging import MERGING
+from peftplan.sources.optimizers import OPTIMIZERS
 from peftplan.sources.papers import PAPERS
 from peftplan.sources.pytorch import PYTORCH
+from peftplan.sources.quantizers import QUANTIZERS
 from peftplan.sources.runs import RUNS
 from peftplan.sources.source import Source
 
 __all__ = ["SOURCES", "Source"]
 
-SOURCES: dict[str, Source] = {**PAPERS, **PYTORCH, **HUGGING_FACE, **KERNELS, **RUNS}
+SOURCES: dict[str, Source] = {
+    **PAPERS,
+    **PYTORCH,
+    **HUGGING_FACE,
+    **KERNELS,
+    **QUANTIZERS,
+    **OPTIMIZERS,
+    **RUNS,
+    **MERGING,
+    **ADVICE,
+}

@@ -10,6 +10,16 @@ HUGGING_FACE: dict[str, Source] = {
         "transformers/models/*/modeling_*.py, configuration_*.py, integrations/sdpa_attention.py",
         TRANSFORMERS,
     ),
+    "transformers-cache": Source(
+        "Caches of keys and values: what a layer keeps, and of a window",
+        "transformers/cache_utils.py, DynamicCache, DynamicSlidingWindowLayer",
+        TRANSFORMERS,
+    ),
+    "transformers-generate": Source(
+        "Generation: logits of the last position alone, brought to fp32",
+        "transformers/generation/utils.py",
+        TRANSFORMERS,
+    ),
     "transformers-masks": Source(
         "Attention masks: when one is made, and of what",
         "transformers/masking_utils.py",
@@ -80,6 +90,41 @@ HUGGING_FACE: dict[str, Source] = {
         "Release dates of torch, transformers, peft and bitsandbytes",
         "documentation: the release histories of the Python Package Index",
         "2026-11",
+    ),
+    "transformers-seq-cls": Source(
+        "Sequence classifiers: every position is scored, the last token of each sequence enters the loss",
+        "transformers/modeling_layers.py, GenericForSequenceClassification; transformers/loss/loss_utils.py",
+        TRANSFORMERS,
+    ),
+    "peft-seq-cls": Source(
+        "peft's sequence classifiers: the head is saved whole, and no target",
+        "peft/peft_model.py, PeftModelForSequenceClassification; peft/utils/constants.py",
+        PEFT,
+    ),
+    "trl-log-probs": Source(
+        "Log-probabilities of labels row by row, and the entropy of some rows at once",
+        "trl/trainer/utils.py, selective_log_softmax, entropy_from_logits",
+        "TRL 1.4",
+    ),
+    "trl-dpo": Source(
+        "DPO: the policy's pass, then the reference's without checkpoints, whole logits, metrics, dropout off",
+        "trl/trainer/dpo_trainer.py",
+        "TRL 1.4",
+    ),
+    "trl-orpo": Source(
+        "ORPO: cross-entropy of the chosen rows and odds of the pairs, from one pass",
+        "trl/experimental/orpo/orpo_trainer.py",
+        "TRL 1.4",
+    ),
+    "trl-grpo": Source(
+        "GRPO: generation for a whole step at once, logits of completions scaled in place, a reference's pass",
+        "trl/trainer/grpo_trainer.py",
+        "TRL 1.4",
+    ),
+    "trl-kto": Source(
+        "KTO: a pass over mismatched completions, of policy and reference, beside that over the batch",
+        "trl/experimental/kto/kto_trainer.py",
+        "TRL 1.4",
     ),
     "trl-casts": Source(
         "What TRL's trainers cast in a 4-bit model under bf16",

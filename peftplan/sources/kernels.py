@@ -32,6 +32,22 @@ KERNELS: dict[str, Source] = {
         "c10/core/impl/DeviceGuardImplInterface.h",
         TORCH,
     ),
+    "marlin": Source(
+        "Marlin: products with 4-bit weights at their bandwidth, 3.87 times as fast up to 16 or 32 rows",
+        "documentation and kernel of IST-DASLab/marlin, marlin_cuda_kernel.cu",
+        "2024",
+    ),
+    "vllm-lora": Source(
+        "vLLM's adapters: places of one rank on the device, gathered beside linears and beside experts",
+        "vllm/config/lora.py, LoRAConfig; vllm/lora/ops/triton_ops/lora_shrink_op.py, lora_expand_op.py, "
+        "fused_moe_lora_op.py",
+        "vLLM 0.12",
+    ),
+    "vllm-kv-cache": Source(
+        "vLLM's pool of keys and values: blocks, latents, blocks that a window touches",
+        "vllm/v1/kv_cache_interface.py, MLAAttentionSpec, SlidingWindowSpec",
+        "vLLM 0.12",
+    ),
     "chunked-cross-entropy": Source(
         "torchtune's cross-entropy in pieces of the sequence, each upcast and reduced by itself",
         "torchtune/modules/loss/cross_entropy_loss.py",

@@ -90,6 +90,48 @@ PAPERS: dict[str, Source] = {
         "arXiv:2303.16199, section 3",
         "2023",
     ),
+    "hra": Source(
+        "Yuan et al., Bridging the Gap between Low-rank and Orthogonal Adaptation "
+        "via Householder Reflection Adaptation",
+        "arXiv:2405.17484, section 3",
+        "2024",
+    ),
+    "road": Source(
+        "Liao and Monz, 3-in-1: 2D Rotary Adaptation for Efficient Finetuning, "
+        "Efficient Batching and Composability",
+        "arXiv:2409.00119, section 3",
+        "2024",
+    ),
+    "c3a": Source(
+        "Chen et al., Parameter-Efficient Fine-Tuning via Circular Convolution",
+        "arXiv:2407.19342, section 3",
+        "2024",
+    ),
+    "vblora": Source(
+        "Li et al., VB-LoRA: Extreme Parameter Efficient Fine-Tuning with Vector Banks",
+        "arXiv:2405.15179, section 3",
+        "2024",
+    ),
+    "randlora": Source(
+        "Albert et al., RandLoRA: Full-Rank Parameter-Efficient Fine-Tuning of Large Models",
+        "arXiv:2502.00987, section 4",
+        "2025",
+    ),
+    "boft": Source(
+        "Liu et al., Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization",
+        "arXiv:2311.06243, section 4",
+        "2024",
+    ),
+    "shira": Source(
+        "Bhardwaj et al., Sparse High Rank Adapters",
+        "arXiv:2406.13175, section 3",
+        "2024",
+    ),
+    "golub-van-loan": Source(
+        "Golub and Van Loan, Matrix Computations, 4th edition: flop of decompositions",
+        "documentation: section 5.2.9, figure 8.6.1",
+        "2013",
+    ),
     "houlsby": Source(
         "Houlsby et al., Parameter-Efficient Transfer Learning for NLP", "arXiv:1902.00751, section 2", "2019"
     ),
@@ -97,6 +139,36 @@ PAPERS: dict[str, Source] = {
         "Pfeiffer et al., AdapterFusion: Non-Destructive Task Composition for Transfer Learning",
         "arXiv:2005.00247, appendix A",
         "2020",
+    ),
+    "gralora": Source(
+        "Jung et al., GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
+        "arXiv:2505.20355, section 3",
+        "2025",
+    ),
+    "delora": Source(
+        "Bini et al., DeLoRA: Decoupling Angles and Strength in Low-rank Adaptation",
+        "arXiv:2503.18225, section 3",
+        "2025",
+    ),
+    "pvera": Source(
+        "PVeRA: Probabilistic Vector-Based Random Matrix Adaptation", "arXiv:2512.07703", "2025"
+    ),
+    "waveft": Source("Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets", "arXiv:2505.12532", "2025"),
+    "bdlora": Source(
+        "Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor Parallel LoRA Serving",
+        "arXiv:2510.23346",
+        "2025",
+    ),
+    "mica": Source("Minor Component Adaptation", "arXiv:2604.01694", "2026"),
+    "psoft": Source(
+        "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation", "arXiv:2505.11235", "2025"
+    ),
+    "tinylora": Source("Learning to Reason in 13 Parameters", "arXiv:2602.04118", "2026"),
+    "unilora": Source("Li et al., Uni-LoRA: One Vector is All You Need", "arXiv:2506.00799, section 3", "2025"),
+    "hira": Source(
+        "Huang et al., HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language Models",
+        "documentation: ICLR 2025, openreview.net/forum?id=TwJrTz9cRS",
+        "2025",
     ),
     "fourierft": Source(
         "Gao et al., Parameter-Efficient Fine-Tuning with Discrete Fourier Transform",
@@ -145,6 +217,56 @@ PAPERS: dict[str, Source] = {
         "2021",
     ),
     "p-tuning": Source("Liu et al., GPT Understands, Too", "arXiv:2103.10385, section 3", "2021"),
+    "lily": Source("Zhong et al., Low-Rank Interconnected Adaptation across Layers", "arXiv:2407.09946", "2024"),
+    "peanut": Source(
+        "Zhong et al., PEANuT: Parameter-Efficient Adaptation with Weight-aware Neural Tweakers",
+        "arXiv:2410.01870",
+        "2024",
+    ),
+    "deft": Source(
+        "Kumar et al., DEFT: Decompositional Efficient Fine-Tuning for Text-to-Image Models",
+        "documentation: Advances in Neural Information Processing Systems 38, pages 102009 to 102035",
+        "2025",
+    ),
+    "glora": Source(
+        "Chavan et al., One-for-All: Generalized LoRA for Parameter-Efficient Fine-tuning",
+        "arXiv:2306.07967, section 3",
+        "2023",
+    ),
+    "adamss": Source(
+        "Zheng et al., AdaMSS: Adaptive Multi-Subspace Approach for Parameter-Efficient Fine-Tuning",
+        "documentation: Advances in Neural Information Processing Systems 38, openreview 8ZdWmpYxT0",
+        "2025",
+    ),
+    "frod": Source(
+        "Full-Rank Efficient Fine-Tuning with Rotational Degrees",
+        "documentation: Proceedings of the AAAI Conference on Artificial Intelligence 40, "
+        "doi:10.1609/aaai.v40i31.39813",
+        "2026",
+    ),
+    "multitask-prompt-tuning": Source(
+        "Wang et al., Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning",
+        "arXiv:2303.02861, section 3",
+        "2023",
+    ),
+    "supertuning": Source(
+        "Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning", "arXiv:2607.09287", "2026"
+    ),
+    "cartridge": Source(
+        "Eyuboglu et al., Cartridges: Lightweight and general-purpose long context representations via self-study",
+        "arXiv:2506.06266, section 3",
+        "2025",
+    ),
+    "osf": Source(
+        "Nayak et al., Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning",
+        "arXiv:2504.07097",
+        "2025",
+    ),
+    "beft": Source(
+        "Huang et al., BEFT: Bias-Efficient Fine-Tuning of Language Models in Low-Data Regimes",
+        "arXiv:2509.15974",
+        "2025",
+    ),
     "mixed-precision": Source(
         "Micikevicius et al., Mixed Precision Training",
         "arXiv:1710.03740, section 3.1 (fp32 master copy of weights)",
@@ -169,6 +291,16 @@ PAPERS: dict[str, Source] = {
         "Rates of tensor cores by type: 8-bit products at twice the 16-bit rate",
         "documentation: NVIDIA A100 tensor core GPU architecture whitepaper, table 2",
         "2020",
+    ),
+    "punica": Source(
+        "Chen et al., Punica: Multi-Tenant LoRA Serving",
+        "arXiv:2310.18547, section 4 (segmented gather matrix-vector multiplication)",
+        "2023",
+    ),
+    "s-lora": Source(
+        "Sheng et al., S-LoRA: Serving Thousands of Concurrent LoRA Adapters",
+        "arXiv:2311.03285, sections 4 and 5 (adapters in host memory, unified paging, ranks without padding)",
+        "2023",
     ),
     "pcie": Source(
         "PCI Express: bytes per second of a lane by generation",

@@ -77,6 +77,11 @@ PYTORCH: dict[str, Source] = {
         "aten/src/ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out",
         TORCH,
     ),
+    "torch-log-sum-exp": Source(
+        "logsumexp: a copy less each row's maximum, in the type it has",
+        "aten/src/ATen/native/ReduceOps.cpp, logsumexp_out_impl",
+        TORCH,
+    ),
     "torch-sort": Source(
         "Sorts and scans through CUB, and gradients that are put back by sorted indices",
         "aten/src/ATen/cuda/cub.cuh, cub-RadixSortPairs.cuh, aten/src/ATen/native/cuda/SortStable.cu, Indexing.cu, "
@@ -107,6 +112,16 @@ PYTORCH: dict[str, Source] = {
         "NCCL: buffers of a connection by protocol, channels of a communicator",
         "https://github.com/NVIDIA/nccl, src/include/device.h; issues 864 and 986",
         "2.27, read 2026-11",
+    ),
+    "torch-lowrank": Source(
+        "Singular vectors by subspace iteration from random columns",
+        "torch/_lowrank.py",
+        TORCH,
+    ),
+    "torch-sparse": Source(
+        "Sparse tensors: added to dense ones, and dense ones picked from where a sparse one has values",
+        "aten/src/ATen/native/sparse/SparseTensor.cpp, SparseTensorMath.cpp, cuda/SparseCUDATensorMath.cu",
+        TORCH,
     ),
     "torch-grouped-mm": Source(
         "Grouped matrix products: one product a group before Hopper, CUTLASS from Hopper on",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from peftplan.units import round_up
 
@@ -22,6 +23,7 @@ class DType:
         return self
 
 
+FP64 = DType("float64", "fp64", 8, True)
 FP32 = DType("float32", "fp32", 4, True)
 BF16 = DType("bfloat16", "bf16", 2, True)
 FP16 = DType("float16", "fp16", 2, True)
@@ -30,6 +32,7 @@ INT32 = DType("int32", "int32", 4, False)
 UINT8 = DType("uint8", "uint8", 1, False)
 INT8 = DType("int8", "int8", 1, False)
 BOOL = DType("bool", "bool", 1, False)
+FP8 = DType("float8_e4m3fn", "fp8", 1, True)
 
 FLOAT_DTYPES = {d.short: d for d in (FP32, BF16, FP16)}
 
@@ -48,18 +51,47 @@ def promote(a: DType, b: DType) -> DType:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantFormat:
-    """How bitsandbytes keeps one quantised weight on the device.
+class PackedFormat:
+    """How a quantiser keeps one weight on the device: a name, and the tensors that hold it.
+
+    Quantisers beside bitsandbytes derive their own in `methods/quantizers/`, one file each.
+    """
+
+    kind: str
+
+    def storages(self, num_rows: int, num_columns: int, num_matrices: int = 1) -> list[tuple[str, int]]:
+        """Name and bytes of every tensor kept for `num_matrices` stacked weights [num_rows, num_columns]."""
+        raise NotImplementedError(type(self).__name__)
+
+    def num_bytes(self, num_rows: int, num_columns: int, num_matrices: int = 1) -> int:
+        """Bytes of all tensors kept for one weight, before allocator rounding."""
+        return sum(size for _, size in self.storages(num_rows, num_columns, num_matrices))
+
+    def bits_per_param(self, num_rows: int, num_columns: int) -> float:
+        """Bits of a weight of this shape, with what is kept beside it."""
+        return 8 * self.num_bytes(num_rows, num_columns) / (num_rows * num_columns)
+
+    def checkpoint_bytes(self, shape: tuple[int, ...]) -> int:
+        """What the weight takes in the checkpoint that it is loaded from: as it is kept, of one packed before."""
+        return self.num_bytes(shape[-2], shape[-1], prod(shape[:-2]))
+
+    def loading_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """What the device holds beside the kept tensors while the weight is loaded: nothing, packed before."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class QuantFormat(PackedFormat):
+    """How bitsandbytes keeps one quantised weight on the device: nf4, fp4 or int8.
 
     Source: bitsandbytes 0.50 `functional.quantize_4bit`, `nn.Int8Params`.
     """
 
-    kind: str  # nf4 | fp4 | int8
     block_size: int = 64
     double_quant: bool = True
     second_block_size: int = 256
 
-    def storages(self, num_rows: int, num_columns: int) -> list[tuple[str, int]]:
+    def storages(self, num_rows: int, num_columns: int, num_matrices: int = 1) -> list[tuple[str, int]]:
         """Name and bytes of every tensor kept for one `num_rows` x `num_columns` weight."""
         num_weights = num_rows * num_columns
         if self.kind == "int8":
@@ -80,9 +112,13 @@ class QuantFormat:
             ("second-level code table", 256 * 4),
         ]
 
-    def num_bytes(self, num_rows: int, num_columns: int) -> int:
-        """Bytes of all tensors kept for one weight, before allocator rounding."""
-        return sum(size for _, size in self.storages(num_rows, num_columns))
+    def checkpoint_bytes(self, shape: tuple[int, ...]) -> int:
+        """A 16-bit checkpoint, packed while it is loaded."""
+        return 2 * prod(shape)
+
+    def loading_bytes(self, shape: tuple[int, ...], itemsize: int) -> int:
+        """The dense weight, and the fp32 block scales of its first pass."""
+        return itemsize * prod(shape) + 4 * -(-prod(shape) // self.block_size)
 
 
 BLOCK_BYTES = 512  # the CUDA caching allocator hands out multiples of 512 bytes

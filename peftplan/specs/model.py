@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peftplan.specs.behaviour import REFERENCE, Behaviour
+from peftplan.specs.method import Initialisation
 from peftplan.specs.modules import Module, Ops
 from peftplan.specs.tensors import Parameter, Tensor
 
@@ -71,8 +72,17 @@ class ModelSpec:
     # what a method computes behind the loss: (t, loss) -> loss; over weights of all blocks, so that each is played
     behind_loss: Callable[[Ops, Tensor], Tensor] | None = None
     plays_each: bool = False
+    # whether a batch names the task of each sequence
+    names_tasks: bool = False
+    initialisation: Initialisation | None = None  # what a method computes once before training
+    virtual_tokens: bool = False  # a method puts keys and values before those of the tokens
+    hands_positions: bool = True  # attention is handed the positions of the tokens
     # whether the model's forward keeps what it hands the first block in a variable of its own
     keeps_first_input: bool = True
+
+    # what a policy is held against: the model without adapters, or one that stands beside it
+    reference: ModelSpec | None = None
+    reference_stands: bool = False
 
     @property
     def num_layers(self) -> int:
@@ -90,11 +100,17 @@ class ModelSpec:
             found[id(block)] = (block, count, prefix)
         return [(self.stem, 1, ""), *found.values()]
 
+    def _beside(self) -> list[tuple[Module, int, str]]:
+        """The modules of a reference that stands beside the model."""
+        if self.reference is None or not self.reference_stands:
+            return []
+        return [(module, count, f"reference.{prefix}") for module, count, prefix in self.reference.groups()]
+
     def parameters(self) -> list[tuple[str, Parameter, int]]:
         """Every distinct parameter and buffer: dotted name, parameter, how many times it stands in the model."""
         seen: set[int] = set()
         found = []
-        for module, count, prefix in self.groups():
+        for module, count, prefix in (*self.groups(), *self._beside()):
             for name, parameter in module.named_parameters(prefix):
                 if id(parameter) not in seen:
                     seen.add(id(parameter))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from peftplan.specs.cache import Cached
 from peftplan.specs.formats import BF16, FP32, DType
 from peftplan.specs.tensors import Parameter, Tensor
 
@@ -23,6 +24,7 @@ class Module:
 
     applied_often = False  # whether its forward applies some of its children more than once
     drops_weights = False  # as attention: whether its weights end with it, and are not handed to the block
+    caches: Cached | None = None  # as self-attention of a decoder: what it keeps of every token
     # As a block: which parts of what it takes the model passes by position, as checkpoints tell apart, and
     # which of those it returns beside the hidden states.
     positional: tuple[int, ...] = ()
@@ -66,6 +68,13 @@ class Module:
         """Put another module in the place of the one at `path`."""
         parent, _, name = path.rpartition(".")
         setattr(self.child(parent) if parent else self, name, new)
+
+    def remove(self, path: str) -> None:
+        """Take away the module at `path`."""
+        parent, _, name = path.rpartition(".")
+        owner = self.child(parent) if parent else self
+        del owner.children[name]
+        object.__delattr__(owner, name)
 
     def takes(self, given: Any) -> Any:
         """As a block: what it is handed of what the model gives its blocks; a checkpoint keeps only this."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from peftplan.specs.formats import FP32, DType, QuantFormat
+from peftplan.specs.formats import FP32, DType, PackedFormat
 
 # Where a gradient goes: (node or parameter, output number, type, number of elements).
 Edge = tuple[Any, int, DType, int]
@@ -47,10 +47,12 @@ class Parameter(Tensor):
     `quant` says how the weight is packed; `dtype` is then the type it is computed in.
     `role` is "weight" for the base model's own, "adapter" for what a method adds, "buffer"
     for tensors that are no parameters. `wide` marks weights that stay fp32 where the model is loaded in
-    fp16; `loaded_dtype` is the type a weight is loaded in where the first forward pass changes it.
+    fp16; `loaded_dtype` is the type a weight is loaded in where the first forward pass changes it; `loaded_from` is
+    how the checkpoint has a weight that is dequantised when it is loaded. `gradient_numel`: of the tensor that its
+    gradient is, or is a part of and keeps. `on_host`: nothing of it is on the device.
     """
 
-    __slots__ = ("loaded_dtype", "quant", "role", "wide")
+    __slots__ = ("gradient_numel", "loaded_dtype", "loaded_from", "on_host", "quant", "role", "wide")
 
     def __init__(
         self,
@@ -59,12 +61,14 @@ class Parameter(Tensor):
         *,
         trainable: bool = True,
         role: str = "weight",
-        quant: QuantFormat | None = None,
+        quant: PackedFormat | None = None,
     ) -> None:
         super().__init__(shape, prod(shape), dtype, None, None)
         self.role, self.quant = role, quant
         self.loaded_dtype: DType | None = None
-        self.wide = False
+        self.loaded_from: PackedFormat | None = None
+        self.wide = self.on_host = False
+        self.gradient_numel = self.numel
         self.set_trainable(trainable and role != "buffer")
 
     def set_trainable(self, trainable: bool) -> None:
@@ -78,8 +82,10 @@ class Parameter(Tensor):
 
     def storages(self) -> list[tuple[str, int]]:
         """Name and bytes of every tensor that holds this parameter on the device, from step to step."""
+        if self.on_host:
+            return []
         if self.quant is not None:
-            return self.quant.storages(self.shape[0], self.shape[1])
+            return self.quant.storages(self.shape[-2], self.shape[-1], prod(self.shape[:-2]))
         return [(self.dtype.short, self.numel * self.dtype.itemsize)]
 
     def loaded_storages(self) -> list[tuple[str, int]]:
@@ -87,6 +93,10 @@ class Parameter(Tensor):
         if self.loaded_dtype is None:
             return self.storages()
         return [(self.loaded_dtype.short, self.numel * self.loaded_dtype.itemsize)]
+
+    def gradient_bytes(self) -> int:
+        """What its gradient holds, before allocator rounding."""
+        return self.gradient_numel * self.dtype.itemsize
 
     def num_bytes(self) -> int:
         """Bytes on the device before allocator rounding."""

@@ -23,6 +23,9 @@ KINDS = (
     "optimizer",  # parameter updates
 )
 
+# A copy between device and host, on a stream of its own: no kernel that others wait for.
+TRANSFER = "transfer"
+
 
 class Kernel(NamedTuple):
     """Launches alike on one device: same work, same phase; `count` of them in a micro-batch, or in the update."""

@@ -41,6 +41,14 @@ LLAMA = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
+BIASED = {**LLAMA, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+EXPERTS = {
+    **LLAMA,
+    "model_type": "mixtral",
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
 GPT2 = {
     "model_type": "gpt2",
     "architectures": ["GPT2LMHeadModel"],
@@ -94,6 +102,56 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("adaption-prompt", {"quant": "int8", "loop": "trainer"}),
     ("p-tuning", {"method_options": {"encoder_hidden_size": 128}, "quant": "nf4", "grad_accum": 2}),
+    ("boft", {"method_options": {"boft_block_size": 0, "boft_block_num": 8}, "grad_accum": 2, "micro_batch": 2}),
+    ("boft", {"dropout": 0.3, "quant": "nf4", "adapter_dtype": "bf16", "precision": "bf16"}),
+    ("c3a", {"method_options": {"block_size": 64}, "micro_batch": 2, "grad_accum": 2}),
+    ("c3a", {"method_options": {"block_size": 128}, "quant": "nf4", "precision": "bf16", "checkpointing": False}),
+    ("hra", {"method_options": {"apply_GS": True}, "rank": 7, "grad_accum": 2, "checkpointing": False}),
+    ("hra", {"adapter_dtype": "bf16", "loop": "trainer"}),
+    ("randlora", {"rank": 7, "dropout": 0.1, "quant": "nf4", "precision": "bf16"}),
+    ("randlora", {"adapter_dtype": "bf16", "quant": "int8", "method_options": {"sparse": True}}),
+    ("road", {"method_options": {"variant": "road_4", "group_size": 32}, "micro_batch": 2, "grad_accum": 2}),
+    (
+        "road",
+        {"method_options": {"variant": "road_2"}, "quant": "nf4", "precision": "bf16", "checkpointing": False},
+    ),
+    ("shira", {"quant": "nf4", "precision": "bf16", "checkpointing": False}),
+    ("shira", {"adapter_dtype": "bf16", "grad_accum": 2, "rank": 3}),
+    ("vblora", {"method_options": {"vector_length": 64, "topk": 3}, "dropout": 0.1, "grad_accum": 2}),
+    (
+        "vblora",
+        {"method_options": {"vector_length": 64, "num_vectors": 32}, "quant": "int8", "checkpointing": False},
+    ),
+    ("vera", {"quant": "nf4", "adapter_dtype": "bf16", "precision": "bf16"}),
+    ("lily", {"method_options": {"stride_A": 2, "num_B": 3}, "targets": "q_proj,k_proj,mlp", "grad_accum": 2}),
+    ("lily", {"targets": "model.*(q|o|k)_proj", "quant": "nf4", "checkpointing": False}),
+    ("peanut", {"method_options": {"depth": 2, "act_fn": "gelu"}, "checkpointing": False}),
+    ("deft", {"method_options": {"decomposition_method": "qr"}, "dropout": 0.1, "adapter_dtype": "bf16"}),
+    ("deft", {"method_options": {"para": True}, "quant": "nf4", "checkpointing": False}),
+    (
+        "glora",
+        {
+            "method_options": {"config_A_B": "vector", "config_C": "vector", "config_D_E": "vector"},
+            "loop": "trainer",
+        },
+    ),
+    ("glora", {"method_options": {"config_A_B": "none"}}),
+    ("osf", {"adapter_dtype": "bf16", "method_options": {"effective_rank": 0.75}, "grad_accum": 2}),
+    ("osf", {"method_options": {"rank_pattern": ["q_proj:64", "mlp:0.25"]}, "checkpointing": False}),
+    ("frod", {"targets": "q_proj,down_proj", "dropout": 0.1, "checkpointing": False}),
+    ("frod", {"method_options": {"sparse_rate": 0.1, "runtime_offload_base_weight": True}, "grad_accum": 2}),
+    ("adamss", {"method_options": {"num_subspaces": 7, "subspace_rank": 3}, "adapter_dtype": "bf16"}),
+    (
+        "multitask-prompt-tuning",
+        {"method_options": {"num_tasks": 3, "num_ranks": 4, "num_virtual_tokens": 7}, "micro_batch": 3},
+    ),
+    ("supertuning", {"method_options": {"sparsity": 0.5, "r": 4}, "dropout": 0.1, "checkpointing": False}),
+    (
+        "cartridge",
+        {"checkpointing": False, "micro_batch": 2, "method_options": {"num_virtual_tokens": 9, "num_frozen_tokens": 0}},
+    ),
+    ("beft", {"quant": "int8", "adapter_dtype": "bf16"}),
+    ("beft", {"targets": "mlp", "bias": "all", "micro_batch": 2}),
 ]
 
 
@@ -123,6 +181,19 @@ def test_every_method_agrees_with_its_trace_to_the_byte(method: str, family: str
     """In fp32 and under bf16 autocast, with gradient checkpointing and without."""
     for precision in RECIPES[METHODS[method].frozen_base]:
         compared(MODELS[family], method, {"precision": precision, "checkpointing": checkpointing})
+
+
+@pytest.mark.parametrize("method", ["glora", "deft", "osf", "adamss", "boft", "hra", "shira"])
+def test_methods_that_look_at_biases_agree_with_the_trace(method: str) -> None:
+    """Where some linears have a bias and others none."""
+    for precision in RECIPES[True]:
+        compared(BIASED, method, {"precision": precision, "checkpointing": False})
+
+
+@pytest.mark.parametrize("checkpointing", [True, False], ids=["checkpointed", "kept"])
+def test_frozen_a_beside_fused_experts_agrees_with_the_trace(checkpointing: bool) -> None:
+    """The product that adapts all experts at once keeps no B where A wants no gradient."""
+    compared(EXPERTS, "lora-fa", {"checkpointing": checkpointing})
 
 
 @pytest.mark.parametrize("method", AS_LORA)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -12,7 +13,9 @@ from peftplan.evidence import comparison
 from peftplan.evidence.scoring import Evidence, score
 from peftplan.evidence.tables import Table, read_table
 from peftplan.scores import Score
+from peftplan.units import GIB
 
+PAGE = Path(__file__).parents[2] / "profiles" / "METHODS.md"
 DAY = "2026-07-20"  # the session in which every method was measured with the same releases
 
 
@@ -37,6 +40,38 @@ def correlation(first: Sequence[float], second: Sequence[float]) -> float:
     mean = (len(a) - 1) / 2
     above = sum((x - mean) * (y - mean) for x, y in zip(a, b))
     return above / (sum((x - mean) ** 2 for x in a) * sum((y - mean) ** 2 for y in b)) ** 0.5
+
+
+def page(scores: dict[str, Score]) -> str:
+    """The session as a page: every experiment, what was predicted and measured, the error; why some have none."""
+    used = {name: one for name, one in scores.items() if one.used}
+    order = correlation([one.predicted for one in used.values()], [one.measured for one in used.values()])
+    errors = sorted(abs(one.error_frac) for one in used.values())
+    lines = [
+        "# Methods against their published measurements",
+        "",
+        f"peft's own comparison of methods on Llama-3.2-3B, L40S, batches of four examples, session of {DAY}:",
+        "the 99th percentile of what is reserved after a step. The lengths of examples were fitted on one method,",
+        "LoRA of rank 32; nothing else was (see `torch_reserved_p99` in README.md).",
+        "",
+        f"{len(used)} experiments: rank correlation {order:.3f}, median absolute error",
+        f"{100 * median(errors):.1f} %, largest {100 * errors[-1]:.1f} %.",
+        "",
+        "| experiment | predicted GiB | measured GiB | error |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, one in sorted(used.items(), key=lambda pair: pair[1].measured):
+        figures = f"{one.predicted / GIB:.2f} | {one.measured / GIB:.2f} | {100 * one.error_frac:+.1f} %"
+        lines.append(f"| {name} | {figures} |")
+    lines += [f"| {name} | - | - | {one.reason} |" for name, one in sorted(scores.items()) if not one.used]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_is_what_the_scores_say(request: pytest.FixtureRequest, scores: dict[str, Score]) -> None:
+    """The page on file has every experiment of the session (--regenerate-golden renews it)."""
+    if request.config.getoption("--regenerate-golden"):
+        PAGE.write_text(page(scores), encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == page(scores)
 
 
 def test_nearly_every_method_is_predicted(scores: dict[str, Score]) -> None:

@@ -15,6 +15,7 @@ from peftplan.measure.files import write_whole
 from peftplan.measured import MeasuredRun
 from peftplan.memory.intervals import kind_of_run
 from peftplan.methods import METHODS
+from peftplan.packing import is_packed
 
 
 def calibrate(runs: Iterable[MeasuredRun], source: str) -> Calibration:
@@ -97,5 +98,5 @@ def _step_time_ratio(run: MeasuredRun, gpu: str) -> tuple[str, float] | None:
         return None
     if report.time is None:
         return None
-    kind = kind_of_run(METHODS[report.method.kind].frozen_base, report.request["quant"] is not None)
+    kind = kind_of_run(METHODS[report.method.kind].frozen_base, is_packed(report.request["quant"]))
     return kind, run.measured.step_s / report.time.step_s

@@ -42,8 +42,8 @@ class _OnRealTensors(Training):
             batch["labels"].copy_(batch["input_ids"])
         return batch
 
-    def _forward(self, batch: dict[str, Any]) -> Any:
-        out = super()._forward(batch)
+    def forward(self, batch: dict[str, Any]) -> Any:
+        out = super().forward(batch)
         if self.meter.step == 0:
             self.is_finite = bool(torch.isfinite(out.loss))
         watch_end_of_loss(out.loss, self.meter.end_loss)

@@ -19,12 +19,17 @@ from peftplan.measure.profile.task import Task
 from peftplan.measure.trace.plan import TracePlan, plan_trace
 from peftplan.request import Request
 from peftplan.resolve import REFERENCE_GPU
+from peftplan.specs.style import NEXT_TOKEN
 from peftplan.versions import LIBRARIES, installed_versions
 
 CUDA, CPU = "cuda", "cpu"
 RANDOM, REAL = "random", "real"
 _DIGEST_LENGTH = 10
 _NOT_THE_RUN = ("gpu", "engine", "model")  # fields that do not change what is carried out
+
+
+# What random weights are packed as: by bitsandbytes, whose kernels are there.
+_MADE = ("nf4", "fp4", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +80,21 @@ def plan_run(
     num_steps: int | None = None,
 ) -> Planned:
     """Fill in defaults and refuse what cannot be carried out; without `hardware` the request's own GPU is meant."""
+    if request.style != NEXT_TOKEN or request.padding_free:
+        asked = "--padding-free" if request.padding_free else f"--style {request.style}"
+        raise BadInput(f"{asked}: a profile carries out next-token training on whole sequences; leave it out")
     if request.loss == "fused":
         raise BadInput("--loss fused is Liger's kernel, which a profile does not run; take standard or chunked")
     if request.gpu is None and device == CUDA and hardware is not None:
         record = find_gpu(hardware["gpu"])
         request = request.model_copy(update={"gpu": record.key if record is not None else None})
     plan = plan_trace(_with_installed(request) if hardware is not None else request)
+    packed = plan.job.quantization
+    if packed is not None and packed.kind not in _MADE:
+        raise BadInput(
+            f"--quant {packed.kind}: a profile makes random weights packed as {', '.join(_MADE)} only; take one of "
+            "these"
+        )
     capability = (hardware or {}).get("compute_capability")
     job = replace(
         plan.job,

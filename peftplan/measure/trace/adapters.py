@@ -9,18 +9,24 @@ from typing import Any
 import torch
 
 from peftplan.errors import BadInput, MachineLacks, PeftplanError
+from peftplan.measure.trace import clusters
 from peftplan.measure.trace.building import building
 from peftplan.measure.trace.job import Job
 from peftplan.measure.trace.model import FLOATS
 from peftplan.measure.trace.peft_defaults import fill
+from peftplan.measure.trace.sparse import place_indices, without_mask
 
 _WORDS = ("attention", "mlp")
 _LONGEST = 200  # characters of what a library says
 # Their prompts are keys and values of a cache, which checkpointed blocks are not given.
 _THROUGH_THE_CACHE = ("PREFIX_TUNING", "CARTRIDGE")
 _NOT_TRACED = {
-    "SHIRA": "adds a sparse tensor to the weight, and a trace has no sparse tensors",
     "XLORA": "mixes LoRA adapters that are trained already, and a trace has no values to load",
+}
+# What these make of a packed weight has other shapes and values than they take it for; peft does not say so.
+_NOT_PACKED = {
+    "DELORA": "takes the norms of the weight's columns",
+    "UNILORA": "casts its scales to the type of the weight",
 }
 # What torch says where code asks for the values of a tensor that has none.
 _NO_VALUES = ("meta tensor", "Meta tensors", "no data")
@@ -46,11 +52,15 @@ def adapt(model: Any, job: Job) -> tuple[Any, list[str]]:
         )
     widen = job.adapter_dtype == "fp32"
     base = {id(parameter) for parameter in model.parameters()}
+    if kind == "SHIRA":
+        without_mask(config)
     try:
         with building():
             model = peft.get_peft_model(model, config, autocast_adapter_dtype=widen)
     except Exception as error:  # whatever peft says of a run is its verdict
         raise BadInput(f"peft {peft.__version__} refuses this run: {_in_a_line(error, kind)}") from error
+    if kind == "SHIRA":
+        place_indices(model)
     if not widen:
         # modules that are saved whole keep the type of what they are copies of
         copies = (p for name, p in model.named_parameters() if ".modules_to_save." in name)
@@ -61,6 +71,8 @@ def adapt(model: Any, job: Job) -> tuple[Any, list[str]]:
     for name, parameter in model.named_parameters():
         if any(part in name for part in job.freezes):
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise BadInput(f"peft's {kind.lower()} finds nothing to train in this model; give other targets or options")
     if job.trl_casts:
         _cast_as_trl(model)
     return model, notes
@@ -107,6 +119,8 @@ def _config(peft: Any, model: Any, job: Job) -> tuple[Any, list[str]]:
     config_class = known[kind]
     if kind in _NOT_TRACED:
         raise BadInput(f"peft's {kind.lower()} {_NOT_TRACED[kind]}; take another method")
+    if kind in _NOT_PACKED and job.quantization is not None:
+        raise BadInput(f"peft's {kind.lower()} {_NOT_PACKED[kind]}, which is packed; leave --quant out")
     num_layers = getattr(model.config, "num_hidden_layers", None) or 1
     fields, notes = fill(kind, config_class, fields, job.peft_hints, num_layers)
     fields.setdefault("task_type", _task(model))
@@ -119,8 +133,11 @@ def _config(peft: Any, model: Any, job: Job) -> tuple[Any, list[str]]:
             f"peft {peft.__version__}: {config_class.__name__} has no field {unknown[0]!r}; "
             f"it has {', '.join(sorted(config_class.__dataclass_fields__))}"
         )
+    if kind == "ADAMSS":
+        notes.append(clusters.NOTE)
     try:
-        return config_class(**fields), notes
+        with clusters.without_scikit_learn():
+            return config_class(**fields), notes
     except (ValueError, TypeError, ImportError) as error:
         raise BadInput(
             f"peft {peft.__version__}: {config_class.__name__} refuses this: {_in_a_line(error, kind)}"
@@ -136,6 +153,8 @@ def _in_a_line(error: Exception, kind: str) -> str:
 
 def _task(model: Any) -> str:
     """peft's name of what the model is trained for."""
+    if "ForSequenceClassification" in type(model).__name__:
+        return "SEQ_CLS"
     if model.config.is_encoder_decoder:
         return "SEQ_2_SEQ_LM"
     causal = "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__

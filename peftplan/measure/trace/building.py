@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from peftplan.measure.trace.clusters import even_clusters, leading_directions
+
 aten = torch.ops.aten
 _MASKS = (torch.bool, torch.uint8)
 
@@ -24,10 +26,12 @@ class _WithoutValues(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         first = args[0] if args else None
         if not isinstance(first, torch.Tensor) or first.device.type != "meta":
             return func(*args, **kwargs)
+        if func is aten._to_copy.default and kwargs.get("device") is not None:
+            kwargs["device"] = first.device  # taken to the host and back again
         if func is aten._local_scalar_dense.default:
             return 0.0 if first.dtype.is_floating_point else 0
         if func is aten.nonzero.default:
@@ -56,15 +60,30 @@ def _as_indices(given: Any) -> list[Any]:
     return found
 
 
+def _outer_and_diagonal(_: Any, inner: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What FRoD solves for, without values."""
+    return weight.new_empty(weight.shape, dtype=torch.float32), weight.new_empty(
+        (weight.shape[1],), dtype=torch.float32
+    )
+
+
 @contextmanager
 def building() -> Iterator[None]:
     """While peft puts adapters on a model of meta tensors."""
     with ExitStack() as stack:
-        boft = import_module("peft.tuners.boft.layer") if _has("peft.tuners.boft") else None
-        layer = getattr(boft, "BOFTLayer", None)
+        boft, adamss = _module("peft.tuners.boft.layer"), _module("peft.tuners.adamss.layer")
+        layer, frod = getattr(boft, "BOFTLayer", None), _module("peft.tuners.frod.model")
         for owner, name, stand_in in (
             (boft, "get_fbd_cuda", lambda: None),  # would compile a CUDA extension, which no fake tensor can run
             (layer, "perm2mat", lambda _, indices: torch.zeros((len(indices), len(indices)))),  # else one by one
+            (
+                frod,
+                "_projection_from_weights",
+                lambda matrices, _: matrices[0].new_empty((matrices[0].shape[1],) * 2),
+            ),
+            (getattr(frod, "FrodLayer", None), "_calculate_frod_u_and_lambda", _outer_and_diagonal),
+            (adamss, "slice_pca", leading_directions),
+            (adamss, "clustering_Z", even_clusters),
         ):
             if hasattr(owner, name):
                 stack.callback(setattr, owner, name, getattr(owner, name))
@@ -74,9 +93,9 @@ def building() -> Iterator[None]:
         yield
 
 
-def _has(name: str) -> bool:
+def _module(name: str) -> Any:
+    """A module by its name; None where this release of peft has none."""
     try:
-        import_module(name)
+        return import_module(name)
     except ImportError:
-        return False
-    return True
+        return None

@@ -21,6 +21,10 @@ def _answer(line: str, answers: Answers) -> tuple[str, str]:
         from peftplan.measure.trace.blocks import block_kinds
 
         return "blocks", json.dumps(block_kinds(job))
+    if job.after:
+        from peftplan.measure.trace.merging import run_merge
+
+        return "recording", run_merge(job, answers.progress).to_json()
     from peftplan.measure.trace.runner import run
 
     return "recording", run(job, answers.progress).to_json()

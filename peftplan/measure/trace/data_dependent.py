@@ -36,8 +36,8 @@ class Answers:
             aten._local_scalar_dense.default: self.number,
             aten.nonzero.default: self.nonzero,
             aten.index.Tensor: self.indexed,
-            aten.index_put.default: self.indexed,
-            aten.index_put_.default: self.indexed,
+            aten.index_put.default: self.put,
+            aten.index_put_.default: self.put,
             aten._index_put_impl_.default: self.indexed,
             aten.masked_select.default: self.masked_select,
             aten.equal.default: self.same,
@@ -90,6 +90,15 @@ class Answers:
             else:
                 places.append(index)
         return tracker.ordinary(func, (args[0], places, *args[2:]), kwargs)
+
+    def put(self, tracker: Tracker, func: Any, args: Args, kwargs: Named) -> Any:
+        """A number put where a mask is set is a masked fill; all else goes by indices."""
+        masks = [index for index in args[1] if index is not None]
+        value, adds = args[2], len(args) > 3 and args[3]
+        if len(masks) == 1 and masks[0].dtype in _MASKS and value.dim() == 0 and not adds:
+            fill = aten.masked_fill_.Tensor if func is aten.index_put_.default else aten.masked_fill.Tensor
+            return tracker.ordinary(fill, (args[0], masks[0], value), {})
+        return self.indexed(tracker, func, args, kwargs)
 
     def masked_select(self, tracker: Tracker, func: Any, args: Args, kwargs: Named) -> Any:
         """An index by the mask, after both have taken one shape."""

@@ -13,13 +13,20 @@ META_CANNOT_SEE = (
 )
 
 
+# What is done in the place of training: adapters are merged, or a packed model is unpacked.
+MERGE, UNPACK = "merge", "unpack"
+
+
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How bitsandbytes packs the frozen linears."""
+    """How the frozen linears are packed."""
 
-    kind: str  # nf4 | fp4 | int8
+    kind: str  # nf4 | fp4 | int8 by bitsandbytes; hqq | fp8
     block_size: int
     double_quant: bool
+    bits: int = 4
+    options: dict[str, Any] = field(default_factory=dict)
+    compute_capability: tuple[int, int] = (8, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +57,15 @@ class Job:
     num_batches: int = 1  # micro-batches that lie on the device together
     trl_casts: bool = False  # what TRL casts in a 4-bit model under bf16
     data_parallel: bool = False  # several GPUs sum their gradients
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
+    optimizer_in_backward: bool = False  # each weight has an optimizer of its own, which steps in backward
     keep_outputs: bool = False  # a variable names the model's output until the step ends
+    style: str = "sft"  # what the batch is, and what is made of the model's output
+    num_labels: int = 2
+    rows: int = 1  # of the batch, for one that micro_batch counts
+    reference: str = "none"  # none | adapter-off | model | precomputed
+    completion_len: int = 0  # the last tokens of a row
+    padding_free: bool = False  # the batch is one row, its sequences told by their positions
     device: str = "cuda"  # cuda: fake CUDA tensors; meta: where these cannot be had; cpu: fake CPU tensors
     freezes: tuple[str, ...] = ()  # parts of names: what of the adapters does not train
     trained: str = ""  # regular expression of names: what alone trains, where there are no adapters
@@ -58,6 +73,8 @@ class Job:
     peft_hints: dict[str, Any] = field(default_factory=dict)
     attention_targets: tuple[str, ...] = field(default=())  # module names that `attention` and `mlp` stand for
     mlp_targets: tuple[str, ...] = field(default=())
+    after: str = ""  # what is done instead of training: MERGE or UNPACK
+    safe_merge: bool = False  # peft looks for NaNs
 
     def to_json(self) -> str:
         """As one line of JSON."""
@@ -68,7 +85,9 @@ class Job:
         """Read what `to_json` wrote."""
         fields = json.loads(text)
         if fields["quantization"] is not None:
-            fields["quantization"] = Quantization(**fields["quantization"])
+            packed = fields["quantization"]
+            packed["compute_capability"] = tuple(packed["compute_capability"])
+            fields["quantization"] = Quantization(**packed)
         for name in ("compute_capability", "attention_targets", "mlp_targets", "freezes"):
             fields[name] = tuple(fields[name])
         return cls(**fields)

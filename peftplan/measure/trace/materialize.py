@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -47,6 +47,8 @@ def materialize(model: torch.nn.Module, make: Make) -> None:
 
 def _parameter(parameter: torch.nn.Parameter, make: Make, again: Make) -> torch.nn.Parameter:
     new = torch.nn.Parameter(make(parameter), requires_grad=parameter.requires_grad)
+    for hook in (parameter._backward_hooks or {}).values():
+        new.register_hook(hook)
     for name in _OF_PACKED:
         if hasattr(parameter, name):
             setattr(new, name, getattr(parameter, name))
@@ -57,6 +59,15 @@ def _parameter(parameter: torch.nn.Parameter, make: Make, again: Make) -> torch.
         setattr(holder, name, again(getattr(holder, name)))
     if getattr(parameter, "SCB", None) is not None:
         new.CB, new.SCB = new.data, again(parameter.SCB)
+    return new
+
+
+def as_packed(data: torch.Tensor, kind: type, fields: Mapping[str, Any]) -> torch.nn.Parameter:
+    """Packed bytes as a weight of bitsandbytes' class, which is the fake tensors' too."""
+    new = torch.nn.Parameter(data, requires_grad=False)
+    new.__class__ = _both(type(new), kind)
+    for name, value in fields.items():
+        setattr(new, name, value)
     return new
 
 

@@ -19,6 +19,7 @@ _NOT_SHAPE = ("model_type", "architectures", "torch_dtype", "dtype", "auto_map",
 _EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts")
 _EXPERTS_TAKEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token")
 # Some kinds have several heads; what a decoder of such a kind is for is said by its config.
+_SCORES = ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",)
 _HEADS = (
     "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
     "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
@@ -26,10 +27,13 @@ _HEADS = (
 )
 
 
-def build_model(config: dict[str, Any], dtype: str, attention: str, num_layers: int | None) -> Any:
+def build_model(
+    config: dict[str, Any], dtype: str, attention: str, num_layers: int | None, num_labels: int | None = None
+) -> Any:
     """A transformers model with its language-model head, on meta, in `dtype`.
 
-    Raises BadInput where transformers does not know the architecture or rejects the config.
+    `num_labels`: with a head that classifies whole sequences instead. Raises BadInput where transformers does not
+    know the architecture or rejects the config.
     """
     settings = text_config(config)
     kind = settings.get("model_type")
@@ -38,7 +42,7 @@ def build_model(config: dict[str, Any], dtype: str, attention: str, num_layers: 
             f"transformers {transformers.__version__} has no model_type {kind!r}; "
             "install a version that has it, or correct the config"
         )
-    model_class = class_with_head(kind, settings)
+    model_class = class_with_head(kind, settings) if num_labels is None else _classifier(kind)
     if num_layers is not None:
         settings = with_layers(settings, num_layers)
     values = {key: value for key, value in settings.items() if key not in _NOT_SHAPE}
@@ -48,6 +52,10 @@ def build_model(config: dict[str, Any], dtype: str, attention: str, num_layers: 
         made = transformers.AutoConfig.for_model(kind, **values)
         made._attn_implementation = _implementation(model_class, attention)
         made.use_cache = False
+        if num_labels is not None:
+            made.num_labels = num_labels
+            if getattr(made, "pad_token_id", None) is None:
+                made.pad_token_id = 0  # a batch of several needs one
         if made.is_encoder_decoder and getattr(made, "decoder_start_token_id", None) is None:
             made.decoder_start_token_id = getattr(made, "pad_token_id", None) or 0  # labels are shifted behind it
         with torch.device("meta"):
@@ -77,8 +85,7 @@ def class_with_head(kind: str, config: dict[str, Any]) -> Any:
     from transformers.models.auto import modeling_auto
 
     heads = _HEADS if config.get("is_decoder") is not True else _HEADS[::-1]
-    known = [getattr(modeling_auto, name, {}).get(kind) for name in heads]
-    names = [name for found in known if found for name in ((found,) if isinstance(found, str) else found)]
+    names = _names(modeling_auto, heads, kind)
     named = config.get("architectures") or []
     wanted = [name for name in named if isinstance(name, str) and name in names]
     for name in (*wanted, *names):
@@ -88,6 +95,24 @@ def class_with_head(kind: str, config: dict[str, Any]) -> Any:
     raise BadInput(
         f"transformers {transformers.__version__} has no language model for model_type {kind!r}; "
         "give the config of a causal, sequence-to-sequence or masked language model"
+    )
+
+
+def _names(modeling_auto: Any, heads: tuple[str, ...], kind: str) -> list[str]:
+    """The classes that tables of transformers have for a kind of model."""
+    known = [getattr(modeling_auto, name, {}).get(kind) for name in heads]
+    return [name for found in known if found for name in ((found,) if isinstance(found, str) else found)]
+
+
+def _classifier(kind: str) -> Any:
+    """The class of the model that classifies whole sequences."""
+    from transformers.models.auto import modeling_auto
+
+    for name in _names(modeling_auto, _SCORES, kind):
+        return getattr(transformers, name)
+    raise BadInput(
+        f"transformers {transformers.__version__} has no sequence classifier for model_type {kind!r}; "
+        "take another model, or leave --style classification out"
     )
 
 

@@ -17,20 +17,52 @@ import torch
 from torch.utils._mode_utils import no_dispatch
 
 from peftplan.errors import BadInput, MachineLacks
-
-_LEARNING_RATE = 1e-4
-_EIGHT_BIT = ("adamw-8bit", "paged-adamw-8bit")
+from peftplan.measure.trace.job import Job
+from peftplan.measure.trace.optimizer_makers import (
+    LEARNING_RATE,
+    MAKERS,
+    Ask,
+    InBackward,
+    Several,
+    in_place_of_devices,
+)
+from peftplan.optimizers import OPTIMIZERS
+from peftplan.optimizers.asked import FOR_WHOLE_MODELS, refusal
 
 Group = Sequence[torch.nn.Parameter]
 
 
+def make_for(
+    job: Job, model: Any, groups: Sequence[Group], named: Sequence[tuple[str, Any]], wide: Iterable[Any]
+) -> Any:
+    """The job's optimizer over these groups of parameters, which `named` calls by the model's names."""
+    row, name = OPTIMIZERS.get(job.optimizer), job.optimizer.removesuffix("-layerwise")
+    asked = Ask(name, groups, named, model, dict(job.optimizer_options))
+    if row is None:
+        return _make(asked, wide)
+    words = refusal(row, [weight for _, weight in asked.weights()], row.options(**asked.options))
+    if row.whole_model and not all(parameter.requires_grad for parameter in model.parameters()):
+        words = FOR_WHOLE_MODELS
+    if words:
+        raise BadInput(f"--optimizer {row.name}: {words}")
+    if row.late or not (job.optimizer_in_backward or row.in_backward):
+        return _make(asked, wide)
+    return InBackward({p: _make(asked._replace(groups=[[p]], named=[(called, p)]), wide) for called, p in named})
+
+
 def make_optimizer(name: str, groups: Sequence[Group], wide: Iterable[Any] = ()) -> Any:
     """The optimizer, over these groups of parameters; of modules in `wide` bitsandbytes keeps 32-bit states."""
-    made = _MAKERS.get(name)
+    return _make(Ask(name, groups, [], None, {}), wide)
+
+
+def _make(ask: Ask, wide: Iterable[Any]) -> Any:
+    if ask.name in MAKERS:
+        return MAKERS[ask.name](ask)
+    made = _MAKERS.get(ask.name)
     if made is None:
-        raise BadInput(f"--optimizer {name}: the trace has {', '.join(_MAKERS)}")
-    optimizer = made([{"params": list(group)} for group in groups])
-    if name in _EIGHT_BIT:
+        raise BadInput(f"--optimizer {ask.name}: the trace has {', '.join((*_MAKERS, *MAKERS))}")
+    optimizer = made(ask.rows)
+    if ask.name.endswith("8bit"):
         manager = import_module("bitsandbytes.optim").GlobalOptimManager.get_instance()
         manager.initialize()  # of an earlier run nothing is left
         for module in wide:
@@ -43,29 +75,17 @@ def embeddings(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
 
 
-def _adamw(rows: list[dict[str, Any]]) -> Any:
-    return torch.optim.AdamW(rows, lr=_LEARNING_RATE, foreach=True)
-
-
-def _adamw_fused(rows: list[dict[str, Any]]) -> Any:
-    return torch.optim.AdamW(rows, lr=_LEARNING_RATE, fused=True)
-
-
-def _sgd(rows: list[dict[str, Any]]) -> Any:
-    return torch.optim.SGD(rows, lr=_LEARNING_RATE, foreach=True)
-
-
-def _sgd_momentum(rows: list[dict[str, Any]]) -> Any:
-    return torch.optim.SGD(rows, lr=_LEARNING_RATE, momentum=0.9, foreach=True)
+def _torch(name: str, **options: Any) -> Callable[[list[dict[str, Any]]], Any]:
+    return lambda rows: getattr(torch.optim, name)(rows, lr=LEARNING_RATE, **options)
 
 
 def _adafactor(rows: list[dict[str, Any]]) -> Any:
     from transformers import Adafactor
 
-    return Adafactor(rows, lr=_LEARNING_RATE, scale_parameter=False, relative_step=False)
+    return Adafactor(rows, lr=LEARNING_RATE, scale_parameter=False, relative_step=False)
 
 
-def _bitsandbytes(name: str) -> Callable[[list[dict[str, Any]]], Any]:
+def _bitsandbytes(name: str, **options: Any) -> Callable[[list[dict[str, Any]]], Any]:
     def make(rows: list[dict[str, Any]]) -> Any:
         try:
             import bitsandbytes
@@ -74,7 +94,7 @@ def _bitsandbytes(name: str) -> Callable[[list[dict[str, Any]]], Any]:
                 f"{name} is bitsandbytes', which is not installed; pip install 'peftplan[trace]'"
             ) from None
         with _real_values():  # its quantisation maps are computed from values
-            return getattr(bitsandbytes.optim, name)(rows, lr=_LEARNING_RATE)
+            return getattr(bitsandbytes.optim, name)(rows, lr=LEARNING_RATE, **options)
 
     return make
 
@@ -89,14 +109,27 @@ def _real_values() -> Any:
 
 
 _MAKERS: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
-    "adamw": _adamw,
-    "adamw-fused": _adamw_fused,
+    "adamw": _torch("AdamW", foreach=True),
+    "adamw-fused": _torch("AdamW", fused=True),
+    "sgd": _torch("SGD", foreach=True),
+    "sgd-momentum": _torch("SGD", momentum=0.9, foreach=True),
+    "rmsprop": _torch("RMSprop", foreach=True),
+    "adagrad": _torch("Adagrad", foreach=True),
+    "adafactor-torch": _torch("Adafactor", foreach=True),
+    "adafactor": _adafactor,
     "adamw-8bit": _bitsandbytes("AdamW8bit"),
     "paged-adamw-8bit": _bitsandbytes("PagedAdamW8bit"),
-    "sgd": _sgd,
-    "sgd-momentum": _sgd_momentum,
-    "adafactor": _adafactor,
+    "paged-adamw": _bitsandbytes("PagedAdamW32bit"),
+    "ademamix": _bitsandbytes("AdEMAMix"),
+    "ademamix-8bit": _bitsandbytes("AdEMAMix8bit"),
+    "paged-ademamix": _bitsandbytes("PagedAdEMAMix"),
+    "paged-ademamix-8bit": _bitsandbytes("PagedAdEMAMix8bit"),
     "lion": _bitsandbytes("Lion32bit"),
+    "lion-8bit": _bitsandbytes("Lion8bit"),
+    "paged-lion": _bitsandbytes("PagedLion32bit"),
+    "paged-lion-8bit": _bitsandbytes("PagedLion8bit"),
+    "rmsprop-bnb": _bitsandbytes("RMSprop32bit"),
+    "rmsprop-bnb-8bit": _bitsandbytes("RMSprop8bit"),
 }
 
 
@@ -110,8 +143,34 @@ def paged_bytes(optimizer: Any) -> int:
     return sum(value.nbytes for value in _all_states(optimizer) if getattr(value, "is_paged", False))
 
 
+def host_bytes(optimizer: Any) -> int:
+    """Bytes of what the optimizer keeps in the host's memory; pinned blocks are powers of two."""
+    total = 0
+    for own in getattr(optimizer, "optim_dict", {}).values():
+        for weight in (p for group in own.param_groups for p in group["params"]):
+            total += 2 * (1 << (weight.nbytes - 1).bit_length())  # and its gradient's
+        total += sum(state.nbytes for state in _all_states(own))
+    return total
+
+
 def _all_states(optimizer: Any) -> list[torch.Tensor]:
-    return [value for row in optimizer.state.values() for value in row.values() if isinstance(value, torch.Tensor)]
+    if isinstance(optimizer, Several):
+        return [value for part in optimizer.parts for value in _all_states(part)]
+    if hasattr(optimizer, "optim_dict"):  # on the host, but for small tensors
+        return [] if optimizer.d_opt is None else _all_states(optimizer.d_opt)
+    kept = [value for row in optimizer.state.values() for value in row.values()]
+    for name in ("exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col"):  # AdaLomo's, by names
+        kept += getattr(optimizer, name, {}).values()
+    return [tensor for value in kept for tensor in _tensors(value)]
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors that a state is made of."""
+    if isinstance(value, torch.Tensor):
+        parts = getattr(value, "tensor_attrs", ())  # torchao's packed states
+        return [getattr(value, name) for name in parts] if parts else [value]
+    made = getattr(value, "ortho_matrix", None)  # a projection of gradients
+    return [made] if isinstance(made, torch.Tensor) else []
 
 
 @contextmanager
@@ -121,7 +180,7 @@ def stepping() -> Iterator[None]:
         library: Any = import_module("bitsandbytes.functional")
     except ImportError:
         library = None
-    stand_ins: list[tuple[Any, str, Any]] = [(torch.cuda, "synchronize", lambda *_: None)]
+    stand_ins: list[tuple[Any, str, Any]] = [(torch.cuda, "synchronize", lambda *_: None), *in_place_of_devices()]
     if library is not None:
         stand_ins += [
             (library, "get_paged", _pages),

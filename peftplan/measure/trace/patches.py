@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -20,6 +21,7 @@ from peftplan.measure.trace.attention import Attention
 from peftplan.measure.trace.gpu import pretended
 from peftplan.measure.trace.in_place import one_hot
 from peftplan.measure.trace.job import Job
+from peftplan.measure.trace.sparse import OF_SPARSE_TENSORS, without_sparse_tensors
 
 _MASKS = ("transformers.masking_utils", "transformers.modeling_attn_mask_utils")
 
@@ -37,6 +39,8 @@ def patched(job: Job, attention: Attention) -> Iterator[None]:
         _replace(stack, FakeTensor, "__format__", _format)
         amp = import_module("torch.cuda.amp.common")
         _replace(stack, amp, "amp_definitely_not_available", lambda: False)
+        if str((job.peft or {}).get("peft_type", "")).upper() in OF_SPARSE_TENSORS:
+            without_sparse_tensors(partial(_replace, stack))
         if job.device == "cuda":
             stack.enter_context(pretended(job.compute_capability))
         if job.device != "cpu":

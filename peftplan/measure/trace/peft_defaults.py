@@ -29,8 +29,8 @@ _DEMANDED: dict[str, dict[str, Any]] = {
 }
 # Methods whose targets are not the linears that a request names: peft's own choice for the family stands.
 _OWN_TARGETS = ("ADAPTION_PROMPT", "BEFT", "IA3", "LN_TUNING", "OSF", "SHADOW", "TRAINABLE_TOKENS")
-# `r` is no rank here: with it, `oft_block_size` would have to be zero.
-_OWN_RANK = ("OFT",)
+# `r` is no rank here: with it, `oft_block_size` would have to be zero, and Super-Tuning would be its hybrid.
+_OWN_RANK = ("OFT", "SUPERTUNING")
 _RANKS = ("r", "rank")
 _ALPHAS = ("lora_alpha", "alpha")
 _MOST_LAYERS = "adapter_layers"
@@ -71,8 +71,8 @@ def _hinted(kind: str, hints: Mapping[str, Any]) -> dict[str, Any]:
         found.update(dict.fromkeys(_RANKS, rank))
         # AdaLoRA starts half as wide again as it ends, as its defaults do
         found.update(target_r=rank, init_r=rank + rank // 2)
-    if alpha is not None:
-        found.update(dict.fromkeys(_ALPHAS, alpha))
+    if alpha is not None and kind not in _OWN_RANK:
+        found.update(dict.fromkeys((*_ALPHAS, f"{kind.lower()}_alpha"), alpha))
     if dropout is not None:
         found.update({"lora_dropout": dropout, f"{kind.lower()}_dropout": dropout})
     targets = hints.get("targets")

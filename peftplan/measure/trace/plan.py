@@ -16,10 +16,12 @@ from peftplan.arch import FAMILIES, build_model
 from peftplan.catalog.lookup import FoundModel
 from peftplan.errors import BadInput, MachineLacks
 from peftplan.measure.trace.configs import max_seq_len, num_layers, text_config, with_layers
-from peftplan.measure.trace.job import Job, Quantization
+from peftplan.measure.trace.job import Job
+from peftplan.measure.trace.packed_jobs import quantization_of, with_names
 from peftplan.methods import METHODS, Method
 from peftplan.methods.targets import listed_names, target_pattern
 from peftplan.methods.wrapping import refuse_packed
+from peftplan.packing import is_packed
 from peftplan.request import Request
 from peftplan.resolve import PeftMethod, Settings, choose, find_requested, requested_versions, settle_fields
 from peftplan.specs.model import ModelSpec
@@ -78,7 +80,7 @@ class TracePlan:
 
     def notes(self) -> list[str]:
         """What is to be said of the model as it was traced."""
-        notes = []
+        notes = list(self.settings.method.base_notes)
         layers = num_layers(self.job.config, self.found.id)
         if layers != self.whole_layers:
             notes.append(f"only the first {layers} of {self.whole_layers} blocks were traced (--layers)")
@@ -111,7 +113,7 @@ def plan_trace(
         found = replace(found, config=config, in_catalogue=False)
     model, refusal = _closed_model(found, where, requested_versions(request))
     limit = model.max_seq_len if model is not None else max_seq_len(config)
-    settings = settle_fields(request, method, limit)
+    settings = settle_fields(request, method, limit, config)
     job = _job(settings, method, config, model, peft_config)
     return TracePlan(settings, found, method, model, refusal, job, peft_config, limit, whole)
 
@@ -160,7 +162,7 @@ def _by_peft_config(request: Request, fields: Mapping[str, Any]) -> Request:
     if names is None:
         prepare = request.kbit_prepare if request.kbit_prepare is not None else asked.default_quant is not None
         quant = request.quant or asked.default_quant
-        changed = {"method": kind, "quant": quant, "kbit_prepare": prepare and quant is not None}
+        changed = {"method": kind, "quant": quant, "kbit_prepare": prepare and is_packed(quant)}
         return request.model_copy(update=changed)
     if not isinstance(asked, Method) or asked.peft.get("peft_type") != "LORA":
         raise BadInput(
@@ -187,7 +189,6 @@ def _job(
     peft_config: Mapping[str, Any] | None,
 ) -> Job:
     request, step = settings.request, settings.step
-    quant = settings.method.quant
     if isinstance(method, Method) and method.frozen_base and not method.peft and method.trained is None:
         raise BadInput(f"--method {method.name}: peft has no such method to be traced; take --engine closed")
     if not method.frozen_base or (isinstance(method, Method) and not method.peft):
@@ -195,6 +196,8 @@ def _job(
     elif peft_config is not None:
         peft = dict(peft_config)
     else:
+        settings = with_names(settings, method, model)
+        request = settings.request
         peft = _peft_fields(settings, method)
     return Job(
         config=config,
@@ -202,7 +205,7 @@ def _job(
         base_dtype=settings.method.base_dtype.short,
         adapter_dtype=request.adapter_dtype,
         autocast=step.autocast.short if step.autocast is not None else None,
-        quantization=Quantization(quant.kind, quant.block_size, quant.double_quant) if quant else None,
+        quantization=quantization_of(settings),
         kbit_prepare=settings.method.kbit_prepare,
         trl_casts=settings.method.trl_casts,
         master_weights=step.master_weights,
@@ -215,10 +218,18 @@ def _job(
         use_reentrant=step.use_reentrant,
         keep_outputs=step.keep_outputs,
         data_parallel=step.data_parallel,
+        style=step.style.name,
+        num_labels=step.style.num_labels,
+        padding_free=step.padding_free,
+        rows=step.style.rows,
+        reference=step.style.reference,
+        completion_len=step.style.completion_len,
         attention=step.attention,
         loss=step.loss,
         trainer=step.trainer,
         optimizer=step.optimizer,
+        optimizer_options=request.optimizer_options,
+        optimizer_in_backward=step.optimizer_in_backward,
         compute_capability=step.compute_capability,
         peft_hints=_peft_hints(request, method) if peft is not None and peft_config is None else {},
         freezes=method.freezes if isinstance(method, Method) else (),

@@ -54,13 +54,17 @@ class Worker(ChildProcess):
         return MachineLacks(f"the real libraries fail on this run: {words}; take --engine closed")
 
 
+# Libraries whose linears a packed base is made of; bitsandbytes' where none is named.
+_PACKED_BY = {"hqq": ["hqq"], "fp8": list[str](), "gptq": ["gptqmodel"], "awq": ["gptqmodel"], "aqlm": ["aqlm"]}
+
+
 def needed_libraries(job: Job) -> list[str]:
     """What a job imports."""
     needed = ["torch", "transformers"]
     if job.peft is not None:
         needed.append("peft")
     if job.quantization is not None:
-        needed.append("bitsandbytes")
+        needed += _PACKED_BY.get(job.quantization.kind, ["bitsandbytes"])
     return needed
 
 

@@ -1,4 +1,4 @@
-"""A bitsandbytes load on the meta device: transformers' own choice of modules, bitsandbytes' own packing."""
+"""A quantised load on the meta device: transformers' own choice of modules, bitsandbytes' own packing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import transformers
 from peftplan.errors import MachineLacks
 from peftplan.measure.trace.job import Quantization
 from peftplan.measure.trace.model import FLOATS
+from peftplan.measure.trace.quantizers import PACKERS
 
 
 def quantize(model: Any, how: Quantization, base_dtype: str) -> list[str]:
-    """Pack the model's linears as from_pretrained does with a BitsAndBytesConfig; returns what is to be said."""
+    """Pack the model's linears as from_pretrained does; returns what is to be said."""
+    if how.kind in PACKERS:
+        return PACKERS[how.kind](model, how, base_dtype, _not_converted)
     try:
         import bitsandbytes
     except ImportError:

@@ -35,6 +35,7 @@ from peftplan.report import (
     ResidentBytes,
 )
 from peftplan.resolve import Plan, outside_allocator
+from peftplan.styles import style_notes
 from peftplan.versions import LIBRARIES, installed_notes, installed_versions, versions_of
 
 TIMELINE_POINTS = 400
@@ -194,6 +195,8 @@ def _memory(
             host_peak_bytes=load.host_peak_bytes,
             checkpoint_bytes=load.checkpoint_bytes,
         ),
+        optimizer_paged_bytes=recording.facts.get("paged_bytes", 0),
+        optimizer_host_bytes=recording.facts.get("host_bytes", 0),
         breakdown=breakdown(recording, peak, at),
     )
 
@@ -259,6 +262,7 @@ def _notes(plan: TracePlan, recording: Recording, closed: Settled | None) -> tup
     notes += plan.notes()
     notes += installed_notes(plan.settings.versions, facts["libraries"])
     notes += length_notes(request, plan.limit)
+    notes += style_notes(request)
     notes += closed.model.notes if closed else []
     if "math" in facts["attention_kernels"]:
         notes.append(MATH_ATTENTION)

@@ -28,9 +28,10 @@ from peftplan.measure.trace.quantized import quantize
 from peftplan.measure.trace.recording import ADAPTER, BUFFER, LOAD, PARAMETER, Recording
 from peftplan.measure.trace.shapes import wider_shapes
 from peftplan.measure.trace.shortcut import Shortcut
+from peftplan.measure.trace.sparse import keep_on_host
 from peftplan.measure.trace.tracker import Tracker
 from peftplan.measure.trace.trainer_loop import TrainerLoop
-from peftplan.measure.trace.training import Training
+from peftplan.measure.trace.training import STYLES, Training
 from peftplan.memory.overheads import cublas_workspace_bytes
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
@@ -62,12 +63,13 @@ def run(job: Job, progress: Progress) -> Recording:
 def _run(job: Job, notes: list[str], package: flash_package.FlashPackage, progress: Progress) -> Recording:
     started = time.perf_counter()
     progress(0.0, "building the model")
-    model = inner = build_model(job.config, job.base_dtype, job.attention, job.num_layers)
+    model = inner = build_model(*_shape(job))
     num_inactive = num_inactive_params(model)
     if job.quantization is not None:
         notes += quantize(model, job.quantization, job.base_dtype)
     base = {id(parameter) for parameter in model.parameters()}
     num_params = _count(model.parameters())
+    second = _second(job)
     if job.peft is not None:
         model, said = adapt(model, job)
         notes += said
@@ -83,7 +85,7 @@ def _run(job: Job, notes: list[str], package: flash_package.FlashPackage, progre
     kernels = {} if job.device == "cpu" else cuda_kernels(job.compute_capability)
     workspace = 0 if job.device == "cpu" else cublas_workspace_bytes(job.compute_capability)
     kernels |= wider_shapes() | Answers(lambda note: None if note in notes else notes.append(note)).kernels()
-    fakes, call = _fakes(job)
+    fakes, call = fake_mode(job)
     tracker = Tracker(job.device, kernels, workspace, _StepProgress(job, inner, progress), call)
     package.tracker = tracker
     collecting = gc.isenabled()
@@ -91,15 +93,20 @@ def _run(job: Job, notes: list[str], package: flash_package.FlashPackage, progre
     try:
         with patched(job, attention), fakes, tracker:
             materialize(model, lambda t: torch.empty(t.shape, dtype=t.dtype, device=job.device))
+            keep_on_host(model)
             tracker.recording.facts.update(_facts(model, adapters, num_params))
-            _tag_standing(tracker, model, adapters)
+            tag_standing(tracker, model, adapters)
+            if second is not None:
+                materialize(second, lambda t: torch.empty(t.shape, dtype=t.dtype, device=job.device))
+                tag_standing(tracker, second, set())
             tracker.mark(LOAD)
             tracker.watch(model)
             built = time.perf_counter()
             tracker.take_cublas_workspace("forward")
             training = (TrainerLoop if job.trainer else Training)(job, model, inner, tracker)
+            training.stand_beside(second)
             for number in range(job.num_steps):
-                _tag_standing(tracker, model, adapters)  # a first pass may have put others in place of some
+                tag_standing(tracker, model, adapters)  # a first pass may have put others in place of some
                 tracker.settle()
                 with explained(job):
                     training.step(number)
@@ -121,6 +128,22 @@ def _run(job: Job, notes: list[str], package: flash_package.FlashPackage, progre
     return tracker.recording
 
 
+def _shape(job: Job) -> tuple[Any, ...]:
+    """What the model is built from."""
+    labels = job.num_labels if STYLES[job.style].classifies else None
+    return job.config, job.base_dtype, job.attention, job.num_layers, labels
+
+
+def _second(job: Job) -> Any:
+    """A reference that is loaded beside the model; None where there is none."""
+    if job.reference != "model":
+        return None
+    model = build_model(*_shape(job))
+    if job.quantization is not None:
+        quantize(model, job.quantization, job.base_dtype)
+    return model.eval()
+
+
 def _checkpoint(model: Any, job: Job) -> None:
     try:
         model.gradient_checkpointing_enable({"use_reentrant": job.use_reentrant})
@@ -128,7 +151,7 @@ def _checkpoint(model: Any, job: Job) -> None:
         raise BadInput(f"transformers refuses checkpointing: {error} Use --no-checkpointing.") from error
 
 
-def _fakes(job: Job) -> tuple[AbstractContextManager[Any], Callable[..., Any]]:
+def fake_mode(job: Job) -> tuple[AbstractContextManager[Any], Callable[..., Any]]:
     """The mode that makes fake tensors, and what runs an operation on them."""
     if job.device == "meta":
         return nullcontext(), lambda func, args, kwargs: func(*args, **kwargs)
@@ -138,7 +161,8 @@ def _fakes(job: Job) -> tuple[AbstractContextManager[Any], Callable[..., Any]]:
     return mode, Shortcut(mode)
 
 
-def _tag_standing(tracker: Tracker, model: Any, adapters: set[str]) -> None:
+def tag_standing(tracker: Tracker, model: Any, adapters: set[str]) -> None:
+    """Name what stands: parameters, adapters, buffers."""
     buffers = {name for name, _ in model.named_buffers()}
     for name, tensor in tensors(model):
         category = BUFFER if name in buffers else ADAPTER if name in adapters else PARAMETER
@@ -161,7 +185,8 @@ def _count(parameters: Any) -> int:
     total = 0
     for parameter in parameters:
         state = getattr(parameter, "quant_state", None)
-        total += torch.Size(state.shape).numel() if state is not None else parameter.numel()
+        own = torch.Size(state.shape).numel() if state is not None else parameter.numel()
+        total += getattr(parameter, "stands_for", own)
     return total
 
 

@@ -20,6 +20,7 @@ from peftplan.memory.workspaces.embedding import embedding_backward_sizes
 from peftplan.memory.workspaces.reductions import (
     foreach_norm_sizes,
     layer_norm_backward_sizes,
+    logsumexp_sizes,
     softmax_backward_sizes,
     sum_rows_sizes,
 )
@@ -99,7 +100,16 @@ def torch_kernels(capability: tuple[int, int]) -> dict[Any, Kernel]:
     def softmax_backward(args: Args, _: dict[str, Any]) -> Sizes:
         return softmax_backward_sizes(args[0].numel(), args[0].element_size())
 
+    def svd(args: Args, _: dict[str, Any]) -> Sizes:
+        return [args[0].numel() * args[0].element_size()]  # a copy, which is overwritten
+
+    def logsumexp(args: Args, _: dict[str, Any]) -> Sizes:
+        x = args[0]
+        return logsumexp_sizes(x.numel(), x.numel() // x.shape[-1], x.element_size())
+
     takes: dict[Any, Any] = {
+        aten._linalg_svd.default: svd,
+        aten.logsumexp.default: logsumexp,
         aten._scaled_dot_product_flash_attention.default: flash_forward,
         aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
         aten._scaled_dot_product_efficient_attention.default: efficient_forward,

@@ -79,6 +79,7 @@ class Tracker(TorchDispatchMode):
         self.step = 0
         self.live_bytes = 0
         self._loss_ends = False
+        self.loss_by_softmax = True  # whether the loss ends as its last log-softmax has its gradient
         self._loss_pieces = 0  # log-softmaxes of the loss whose backward is still to come
         self._engines_references = engines_references()
         self._living: dict[int, _Living] = {}
@@ -242,7 +243,7 @@ class Tracker(TorchDispatchMode):
             self._loss_pieces += 1
         elif func is _LOG_SOFTMAX_BACKWARD:
             self._loss_pieces -= 1
-            self._loss_ends = self._loss_pieces <= 0
+            self._loss_ends = self._loss_pieces <= 0 and self.loss_by_softmax
         return out
 
     def see(self, out: Any, func: Any) -> None:

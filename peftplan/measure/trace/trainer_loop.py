@@ -39,14 +39,12 @@ class TrainerLoop(Training):
         self.total = torch.zeros((), device=job.device)
         tracker.tag([self.total], INPUT)
         if job.autocast is not None and job.device != "meta":
-            self._wrap_forward()
+            self._wrap_forward(self.model)
 
     def _make_optimizer(self) -> Any:
         rows = self.masters or self.trained
         decayed, rest = _by_decay(self.model, self.trained, rows)
-        return optimizers.make_optimizer(
-            self.job.optimizer, [part for part in (decayed, rest) if part], optimizers.embeddings(self.model)
-        )
+        return self._made([part for part in (decayed, rest) if part], optimizers.embeddings(self.model))
 
     def step(self, number: int) -> None:
         """One optimizer step of `num_micro_steps` micro-batches."""
@@ -54,8 +52,8 @@ class TrainerLoop(Training):
         tracker.step = number
         tracker.enter_phase(FORWARD)
         self.batches = [self._batch() for _ in range(self.job.num_batches)]
-        if self.counts_tokens:
-            self.tokens = sum((b["labels"][..., 1:] != _IGNORED).sum() for b in self.batches) / 1
+        if self.counts_tokens and "labels" in self.batches[0]:
+            self.tokens = sum((self._counted(b["labels"]) != _IGNORED).sum() for b in self.batches) / 1
         for index, batch in enumerate(self.batches[: self.job.num_micro_steps]):
             if index:
                 tracker.enter_phase(FORWARD)
@@ -73,34 +71,36 @@ class TrainerLoop(Training):
             tracker.tag([self.loss], INPUT)
         tracker.mark("step end")
 
-    def _batch(self) -> dict[str, torch.Tensor]:
-        batch = super()._batch()
-        batch["labels"] = torch.zeros_like(batch["input_ids"])
-        self.tracker.tag([batch["labels"]], INPUT)
-        return batch
+    def _counted(self, labels: torch.Tensor) -> torch.Tensor:
+        """The labels that enter the loss: a causal model moves them by one."""
+        return labels[..., 1:] if labels.dim() > 1 else labels
 
     def _micro_step(self, batch: dict[str, Any]) -> torch.Tensor:
         if self.tokens is not None:
             batch = {**batch, "num_items_in_batch": self.tokens}
-        out = self._forward(batch)
-        loss = out["loss"]
+        loss, out = self.style.loss(self, batch)
         if self.tokens is not None:
             loss *= 1  # the number of processes
         self._forward_ends()
         del out
         divided = loss / 1  # accelerate's number of accumulation steps, which Trainer counts itself
-        divided.backward()
+        self._run_backward(divided)
         self.tracker.end_loss()
         return loss.detach()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()  # entered by the wrapped forward
 
-    def _wrap_forward(self) -> None:
+    def stand_beside(self, second: Any) -> None:
+        super().stand_beside(second)
+        if second is not None and self.job.autocast is not None and self.job.device != "meta":
+            self._wrap_forward(second)
+
+    def _wrap_forward(self, model: Any) -> None:
         """As accelerate prepares a model: autocast inside, its floating-point outputs converted to fp32 outside."""
         from accelerate.utils.operations import convert_outputs_to_fp32
 
-        model, inside = self.model, self.model.forward.__func__
+        inside = model.forward.__func__
 
         def forward(itself: Any, *args: Any, **kwargs: Any) -> Any:
             with Training._autocast(self):

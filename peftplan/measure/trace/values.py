@@ -72,6 +72,12 @@ def know_tokens(ids: torch.Tensor) -> None:
         know(ids, torch.arange(ids.numel(), device=_CPU).reshape(ids.shape) % _TOKENS + _SPECIAL_TOKENS)
 
 
+def count(places: torch.Tensor, length: int) -> None:
+    """State positions: from zero on, and from zero again after so many."""
+    with torch._C._DisableTorchDispatch():
+        know(places, torch.arange(places.numel(), device=_CPU).reshape(places.shape) % length)
+
+
 def follow(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """After an operation: compute what it gives a second time if its results are integers of known values."""
     if isinstance(out, torch.Tensor):

@@ -77,3 +77,11 @@ def softmax_backward_sizes(numel: int, itemsize: int) -> list[int]:
     log_softmax's kernel takes the gradient as it is. Source: torch-softmax (softmax_backward_cuda_out).
     """
     return [numel * itemsize]
+
+
+def logsumexp_sizes(numel: int, rows: int, itemsize: int) -> list[int]:
+    """What a logsumexp holds beside its result: each row's largest value, and all values less that.
+
+    Source: torch-log-sum-exp.
+    """
+    return [rows * itemsize, numel * itemsize]

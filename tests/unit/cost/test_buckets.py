@@ -34,12 +34,12 @@ def test_windows_stand_around_the_share_of_steps() -> None:
     """With windows of ten steps, one step in a hundred of a thousand lies above the first window."""
     longest = [100 + start // 10 for start in range(1000)]  # windows grow along the run
     windows, place = steps_at(longest, Bucketed(SPREAD, 20, 1000, 10), 0.99)
-    assert [window[1] for window in windows] == [199, 198, 197, 196, 195]
-    assert windows[place][1] == 198  # ten steps lie above it, which is one in a hundred
-    assert windows[place][0] == 197  # the step before it ends the window of 197
+    assert [window.own[0] for window in windows] == list(range(199, 190, -1))
+    assert windows[place].own == [198, 198]  # ten steps lie above it, which is one in a hundred
+    assert windows[place].before == (197, 197)  # the longest and the last of the window before it
 
 
 def test_without_a_cache_kept_every_step_is_a_window() -> None:
     """Where the cache is emptied after every step, a window is one step and the one before it."""
     windows, place = steps_at(list(range(1, 201)), Bucketed(SPREAD, 20, 200, 1), 0.99)
-    assert windows[place] == [197, 198]
+    assert windows[place] == ([197], [198])

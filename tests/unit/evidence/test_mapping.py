@@ -81,7 +81,7 @@ def test_each_column_says_its_part(changes: dict[str, str], field: str, value: o
         ({"shape_known": "distribution"}, "lengths vary"),
         ({"lora_rank": ""}, "lora_rank is not stated"),
         ({"micro_batch": "1.5"}, "whole number"),
-        ({"optimizer": "muon"}, "optimizer"),
+        ({"optimizer": "sophia"}, "optimizer"),
         ({"gc_norm": "selective"}, "checkpointing"),
         ({"attn_impl": ""}, "attn_impl"),
         ({"fused_ce": "chunked CE"}, "loss"),

@@ -33,6 +33,14 @@ LLAMA = {
 }
 INPUTS = {"q": 64, "k": 64, "v": 64, "o": 64, "gate": 64, "up": 64, "down": 160}
 OUTPUTS = {"q": 64, "k": 32, "v": 32, "o": 64, "gate": 160, "up": 160, "down": 64}
+INITIALISED = {
+    "pissa": "weights",
+    "olora": "weights",
+    "loftq": "weights",
+    "eva": "inputs",
+    "corda": "inputs",
+    "lora-ga": "gradients",
+}
 TOY = '''
 """A method made up: every target's output is scaled by trained numbers."""
 
@@ -171,6 +179,20 @@ def test_every_name_is_traced_as_peft_knows_it() -> None:
             2 * (4 * 64 + 1),
         ),
         ({"method": "fourierft"}, 3 * 7 * 1000),
+        ({"method": "boft", "targets": "down_proj"}, 3 * (160 // 4 * 4 * 4 + 64)),
+        ({"method": "hra", "rank": 4}, 3 * 4 * sum(INPUTS.values())),
+        ({"method": "road", "method_options": {"group_size": 32}}, 3 * sum(OUTPUTS.values())),
+        (
+            {"method": "road", "method_options": {"variant": "road_4", "group_size": 32}},
+            3 * 4 * sum(OUTPUTS.values()),
+        ),
+        ({"method": "c3a", "method_options": {"block_size": 32}, "targets": "k_proj"}, 3 * 64 * 32 // 32),
+        ({"method": "randlora", "rank": 5, "targets": "k_proj"}, 3 * (5 * 7 + 7 * 32)),
+        ({"method": "shira", "rank": 4}, 3 * 4 * (sum(INPUTS.values()) + sum(OUTPUTS.values()))),
+        (
+            {"method": "vblora", "targets": "k_proj", "method_options": {"vector_length": 16, "num_vectors": 9}},
+            3 * 4 * (64 + 32) // 16 * 9 + 9 * 16,
+        ),
         ({"method": "houlsby"}, 3 * 2 * (2 * 64 * 64 + 64 + 64)),
         ({"method": "pfeiffer", "method_options": {"bottleneck_size": 8}}, 3 * (2 * 64 * 8 + 8 + 64)),
     ],
@@ -219,6 +241,18 @@ def test_frozen_a_saves_the_inputs_of_its_targets() -> None:
         ({"method": "partial", "targets": "nothing"}, "names no module of llama; its linears are q_proj"),
         ({"method": "ln-tuning", "targets": "mlp"}, "give names of norms"),
         ({"method": "vera", "targets": "embed_tokens"}, "an embedding"),
+        ({"method": "boft", "method_options": {"boft_block_num": 4}}, "peft takes one of them"),
+        ({"method": "boft", "method_options": {"boft_block_size": 48}}, "does not divide the 64 inputs"),
+        ({"method": "boft", "method_options": {"boft_n_butterfly_factor": 2}}, "is not allowed"),
+        ({"method": "c3a"}, "block_size=256 does not divide a target's 64 inputs and 64 outputs"),
+        ({"method": "c3a", "method_options": {"block_size": 32}, "quant": "int8"}, "no layers of it over such"),
+        ({"method": "hra", "quant": "nf4"}, "no layers of it over such linears"),
+        ({"method": "road", "method_options": {"group_size": 7}}, "should be even"),
+        ({"method": "road"}, "group_size=64 does not divide the 32 outputs"),
+        ({"method": "shira"}, "give --rank 21 or less"),
+        ({"method": "shira", "rank": 4, "quant": "int8", "precision": "bf16"}, "take --precision bf16-mixed"),
+        ({"method": "vblora"}, "does not divide a target's 64 inputs"),
+        ({"method": "vblora", "method_options": {"topk": 300}}, "more than the 256 vectors"),
         ({"method": "qlora", "method_options": {"x": "1"}}, "has no options of its own"),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
@@ -254,15 +288,27 @@ def test_fields_without_an_effect_are_named() -> None:
     assert not any("changes nothing" in note for note in estimate(asked(method="lora", rank=4)).notes)
 
 
-def test_initialisations_say_what_they_hold() -> None:
-    """Before training, beside the model; and what becomes of the base."""
-    notes = {name: " ".join(estimate(asked(method=name)).notes) for name in ("pissa", "loftq", "lora-ga", "corda")}
-    assert "convert the adapter to rank 32" in notes["pissa"]
-    assert "load that in 4 bits" in notes["loftq"]
+def test_initialisations_have_figures() -> None:
+    """What is held beside the model, what is computed, and what has to be kept on disk for it."""
+    found = {name: estimate(asked(method=name)).method.initialisation for name in INITIALISED}
     weights = 3 * sum(INPUTS[name] * OUTPUTS[name] for name in INPUTS)
-    assert f"{2 * weights:,} bytes" in notes["lora-ga"]
     covariances = 3 * sum(4 * size**2 for size in INPUTS.values())
-    assert f"{covariances:,} bytes" in notes["corda"]
+    assert 2 * weights < found["lora-ga"].beside_bytes < 3 * weights
+    assert covariances < found["corda"].beside_bytes < 2 * covariances
+    assert found["pissa"].num_flop > 4 * found["olora"].num_flop > 0
+    assert found["eva"].disk_bytes == 0
+    assert found["pissa"].disk_bytes == 3 * estimate(asked(method="lora")).method.adapter_checkpoint_bytes
+    assert {name: facts.reads for name, facts in found.items()} == INITIALISED
+    assert estimate(asked(method="lora")).method.initialisation is None
+
+
+def test_initialisations_take_no_less_than_the_card_takes_for_their_flop() -> None:
+    """With a card there are seconds; twice the matrices take as long again."""
+    facts = estimate(asked(method="pissa", gpu="t4")).method.initialisation
+    half = estimate(asked(method="pissa", gpu="t4", targets="attention")).method.initialisation
+    assert 0 < half.least_s < facts.least_s
+    assert facts.least_s / half.least_s == pytest.approx(facts.num_flop / half.num_flop)
+    assert facts.peak_allocated_bytes > facts.beside_bytes
 
 
 def test_what_is_saved_is_not_always_what_trains() -> None:
@@ -273,5 +319,11 @@ def test_what_is_saved_is_not_always_what_trains() -> None:
     }
     assert saved["lora-fa"] == saved["lora"]
     assert saved["p-tuning"] == saved["prompt-tuning"] == 4 * 20 * 64
+    shira = estimate(asked(method="shira", rank=4))
+    assert shira.method.adapter_checkpoint_bytes == (4 + 2 * 4) * shira.method.num_trainable_params
+    vblora = {"method": "vblora", "targets": "k_proj", "method_options": {"vector_length": 16}}
+    chosen = {**vblora["method_options"], "save_only_topk_weights": True}
+    few = estimate(asked(**{**vblora, "method_options": chosen})).method.adapter_checkpoint_bytes
+    assert few == 4 * 256 * 16 + 3 * 4 * (64 + 32) // 16 * (2 * 2 + 4)
     left_out = estimate(asked(method="vera", rank=4, method_options={"save_projection": False}))
     assert saved["vera"] - left_out.method.adapter_checkpoint_bytes == 4 * 4 * (160 + 160)

@@ -1,0 +1,30 @@
+"""What a method computes once before training, as the report tells it."""
+
+from __future__ import annotations
+
+from peftplan.catalog import GpuRecord
+from peftplan.cost.rates import rates
+from peftplan.memory.initialise import beside_the_model
+from peftplan.report import InitialisationFacts
+from peftplan.specs.model import ModelSpec
+from peftplan.specs.run import StepSpec
+
+
+def initialisation_of(
+    model: ModelSpec, step: StepSpec, gpu: GpuRecord | None, loaded_bytes: int
+) -> InitialisationFacts | None:
+    """Bytes beside the loaded model, flop, and seconds at the card's best; None where nothing is computed."""
+    found = model.initialisation
+    if found is None:
+        return None
+    beside_bytes, num_flop = beside_the_model(found, step.micro_batch * step.seq_len)
+    rate = rates(gpu).flop.get("fp32") if gpu is not None else None
+    return InitialisationFacts.model_construct(
+        reads=found.reads,
+        beside_bytes=beside_bytes,
+        peak_allocated_bytes=loaded_bytes + beside_bytes,
+        num_flop=float(num_flop),
+        least_s=num_flop / rate if rate else None,
+        disk_bytes=found.disk_bytes,
+        disk=found.disk,
+    )
