@@ -17,6 +17,7 @@ from peftplan.cli.spec import Option
 from peftplan.methods import METHODS
 from peftplan.methods.method import SHARED
 from peftplan.methods.quantizers import QUANTIZERS
+from peftplan.optimizers import OPTIMIZERS
 from peftplan.request import Request
 from peftplan.units import GB, format_bytes, format_count
 
@@ -30,6 +31,11 @@ GROUPS = {
         *("base_dtype", "quant", "quant_bits", "quant_options", "double_quant", "quant_block_size"),
         *("kbit_prepare", "trl_casts"),
     ),
+    "Optimizer": ("optimizer_options", "optimizer_in_backward"),
+    "Training style": (
+        *("style", "reference", "num_generations", "prompt_len", "completion_len", "num_labels"),
+        *("padding_free", "eval_generate"),
+    ),
     REST: ("grad_accum", "gpus", "sharding", "attention", "loss", "kernels", "loop", "padding"),
     "Length of the run, price": (
         *("tokens", "examples", "epochs", "price", "provider", "region", "spot"),
@@ -41,6 +47,7 @@ GROUPS = {
 _OWNERS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "method_options": ("method", METHODS),
     "quant_options": ("quant", QUANTIZERS),
+    "optimizer_options": ("optimizer", OPTIMIZERS),
 }
 BY_METHOD = ("rank",)  # its default is the method's where that has one
 _STEPS = {"seq_len": 256}  # what plus and minus change; 1 elsewhere
@@ -60,7 +67,7 @@ def plan_form(filled: Mapping[str, Any]) -> None:
             inside = _of_method(inside, words)
         if title == REST:
             inside += [name for name in options() if name not in listed]
-        if not any(name != "method_options" for name in inside):
+        if not any(name not in _OWNERS for name in inside):
             continue
         changed = sum(name in words for name in inside)
         # the first of them are a method's own, which people want to see
@@ -198,7 +205,7 @@ def _text(option: Option, column: int, word: str | None, filled: Mapping[str, An
 
 
 def _pieces(option: Option, column: int, word: str | None, words: Mapping[str, str]) -> None:
-    """One text for each option that the chosen method, or quantiser, alone has."""
+    """One text for each option that the chosen method, quantiser or optimizer alone has."""
     field, table = _OWNERS[option.name]
     owner = table.get(words.get(field) or _default(field) or "")
     given = dict(piece.partition("=")[::2] for piece in (word or "").split(PIECE))
