@@ -6,6 +6,7 @@ Source: transformers 5.23 modeling_bert.py, modeling_roberta.py and their config
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from peftplan.arch.config import Config, activation
 from peftplan.arch.masks import both_ways_mask
@@ -27,11 +28,12 @@ class Row:
     head: str
     offset_positions: bool
     padding_id: int
+    pooled: bool  # a classifier stands behind the model's own pooler
 
 
 ROWS = {
-    "bert": Row("bert", "cls.predictions", False, 0),
-    "roberta": Row("roberta", "lm_head", True, 1),
+    "bert": Row("bert", "cls.predictions", False, 0, True),
+    "roberta": Row("roberta", "lm_head", True, 1, False),
 }
 
 
@@ -222,6 +224,36 @@ def feed_forward_names(num_layers: int) -> tuple[str, ...]:
     return ("intermediate.dense", *(f"{layer}.output.dense" for layer in range(num_layers)))
 
 
+def _classify(c: Config, s: Shape, model: ModelSpec, num_labels: int) -> None:
+    """A classifier of each sequence's first token: BERT's behind its pooler, RoBERTa's with a linear of its own."""
+    row, stem = ROWS[model.family], model.stem
+    dropout = s.dropout if c.get("classifier_dropout") is None else c.probability("classifier_dropout")
+    stem.remove(row.head.partition(".")[0])
+    dense, last = Linear(s.hidden, s.hidden, True), Linear(s.hidden, num_labels, True)
+    holder = Module()
+    if row.pooled:
+        stem.child(row.body).add("pooler", holder)
+        outer, name, path = stem, "classifier", f"{row.body}.pooler"
+    else:
+        stem.add("classifier", holder)
+        outer, name, path = holder, "out_proj", "classifier"
+        dense.convertible = False  # a load leaves the last module as it is
+    holder.add("dense", dense)
+    outer.add(name, last)
+    model.head, model.head_path = last, "classifier" if row.pooled else "classifier.out_proj"
+    model.transform = None
+
+    def scores(t: Ops, x: Tensor) -> Tensor:
+        first = t.slice(x, (x.shape[0], x.shape[2]))
+        if not row.pooled:
+            first = t.dropout(first, dropout)
+        first = t.tanh(t.call(f"{path}.dense", holder.children["dense"], first))
+        first = t.dropout(first, dropout)
+        return t.call(model.head_path, outer.children[name], first)  # type: ignore[no-any-return]
+
+    model.scores = scores
+
+
 def build(c: Config) -> ModelSpec:
     """BERT or RoBERTa, from its config."""
     family: str = c["model_type"]
@@ -272,4 +304,5 @@ def build(c: Config) -> ModelSpec:
         encoder=True,
         attention_targets=("query", "key", "value", "attention.output.dense"),
         mlp_targets=feed_forward_names(num_layers),
+        classify=partial(_classify, c, s),
     )

@@ -1,7 +1,8 @@
 """Sequence classification: a small linear in the place of the output head, as AutoModelForSequenceClassification.
 
 Of a decoder the same modules stand below it under the same names. The linear scores every position, and the class
-then picks the last token of each sequence. Source: transformers-seq-cls.
+then picks the last token of each sequence. Encoders bring heads of their own (`ModelSpec.classify`).
+Source: transformers-seq-cls.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ _NO_CLASS = ("granite",)
 
 def put_score_head(model: ModelSpec, num_labels: int) -> None:
     """Take the language-model head off and put a linear with a row for each class in its place."""
+    if model.classify is not None:
+        model.classify(model, num_labels)
+        return
     if model.encoder or model.family in ("t5", *_NO_CLASS):
         raise BadInput(
-            f"--style classification: the closed form puts a score head on decoders, and not on {model.family}; "
-            "take --engine trace"
+            f"--style classification: the closed form has no score head for {model.family}; take --engine trace, "
+            "or another model"
         )
     old = model.head
     assert isinstance(old, Linear)

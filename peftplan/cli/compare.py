@@ -70,15 +70,16 @@ def _requests(given: dict[str, Any]) -> list[Request]:
 
 def _ranked(request: Request) -> list[Request]:
     """Every method that runs on the model, the one with the lowest peak first."""
+    from peftplan.memory.repeated import Plays
     from peftplan.methods import METHODS
     from peftplan.planner import estimate
 
-    found = []
+    found, plays = [], Plays()
     for name, method in METHODS.items():
         own = {key: value for key, value in request.method_options.items() if key in method.options.model_fields}
         asked = request.model_copy(update={"method": name, "method_options": own})
         try:
-            answer = estimate(asked, recipes=False, breakdown=False)
+            answer = estimate(asked, recipes=False, breakdown=False, plays=plays)
         except BadInput as error:
             print(f"left out: {name}: {error}", file=sys.stderr)
             continue

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from peftplan.catalog.names import normalise
 from peftplan.cli.catalogue import Row, matching, rows_as_csv, rows_as_json, rows_schema
 from peftplan.cli.options import model_names, request_from, request_options
 from peftplan.cli.output import chosen_form, emit, output_options, write_schema
+from peftplan.cli.progress import progress_bar
 from peftplan.cli.spec import Argument, Command
 from peftplan.errors import BadInput, NotFound
 from peftplan.methods import METHODS, Method
@@ -35,7 +36,7 @@ FIELDS = {
     "adapter_checkpoint_bytes": "on MODEL: bytes of a saved adapter",
     "activations_bytes": "on MODEL: alive at the end of forward beyond resident state",
     "peak_allocated_bytes": "on MODEL: the peak of allocated memory",
-    "init_reads": "on MODEL: what its initialisation reads once before training: weights, inputs, gradients; or null",
+    "init_reads": "on MODEL: what its initialisation reads before training: weights, inputs, gradients; or null",
     "init_beside_bytes": "on MODEL: the most that initialisation allocates beside the model, without its passes",
     "init_disk_bytes": "on MODEL: what initialisation asks to be kept on disk beside the adapter",
     "init_num_flop": "on MODEL: flop of its factorisations",
@@ -107,21 +108,26 @@ def _on_model(word: str, given: dict[str, Any]) -> list[Row]:
     """Every method on the model, those that need least first, refused ones last."""
     try:
         request = request_from({**given, "model": word})
-        rows = [{**_facts(METHODS[name]), **figures} for name, figures in _answers(request)]
+        with progress_bar("estimating") as progress:
+            rows = [{**_facts(METHODS[name]), **figures} for name, figures in _answers(request, progress)]
     except NotFound as error:
         raise NotFound(f"nothing matches {word!r} among the methods, and {error}") from None
     return sorted(rows, key=lambda row: (row["refused"] is not None, row["peak_allocated_bytes"] or 0))
 
 
-def _answers(request: Request) -> Iterator[tuple[str, Row]]:
+def _answers(request: Request, progress: Callable[[float, str], None] | None) -> Iterator[tuple[str, Row]]:
+    from peftplan.memory.repeated import Plays
     from peftplan.planner import estimate
 
-    for name, method in METHODS.items():
+    plays = Plays()  # nothing here is read that needs every block
+    for number, (name, method) in enumerate(METHODS.items()):
+        if progress is not None:
+            progress(number / len(METHODS), name)
         known = method.options.model_fields
         own = {key: value for key, value in request.method_options.items() if key in known}
         try:
             asked = request.model_copy(update={"method": name, "method_options": own})
-            answer = estimate(asked, recipes=False, breakdown=False)
+            answer = estimate(asked, recipes=False, breakdown=False, plays=plays)
         except BadInput as error:
             yield name, {"refused": str(error)}
             continue

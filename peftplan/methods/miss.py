@@ -119,6 +119,8 @@ class BatLinear(Module):
     The product of two tensors of four dimensions copies the first, and the second spread over all columns of blocks.
     """
 
+    applied_often = True  # the blocks are multiplied by, and added
+
     def __init__(self, base: Linear, method: MethodSpec) -> None:
         super().__init__()
         self.rank = rank = method.rank
@@ -146,7 +148,7 @@ class BatLinear(Module):
         right = t.expand_copy(narrow, (columns, rows, rank, rank))
         product = t.matmul(left, t.view(right, (columns * rows, rank, rank)), (columns * rows, rank, rank))
         del narrow, held, left, right
-        summed = t.add(t.regrouped(product, (columns, rows, rank, rank)), block)
+        summed = t.add(t.regrouped(product, (columns, rows, rank, rank)), t.seen(block, block.shape))
         del product
         return t.view(t.contiguous(summed), weight.shape)  # type: ignore[no-any-return]
 

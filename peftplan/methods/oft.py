@@ -30,7 +30,9 @@ class OftOptions(Options):
     ] = 32
     block_share: Annotated[bool, Field(description="one block turns all parts of the input")] = False
     num_cayley_neumann_terms: Annotated[int, Field(ge=3, le=100, description="terms of the series")] = 5
-    use_cayley_neumann: Annotated[bool, Field(description="the series; else a system of equations is solved")] = True
+    use_cayley_neumann: Annotated[bool, Field(description="the series; else a system of equations is solved")] = (
+        True
+    )
     coft: Annotated[bool, Field(description="blocks are kept near the identity: projected in every pass")] = False
     eps: Annotated[float, Field(gt=0, lt=1, description="how near, with coft; no bytes")] = 6e-5
 

@@ -9,6 +9,7 @@ Source: prefix-tuning, cartridge
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -87,6 +88,11 @@ def apply(model: ModelSpec, method: MethodSpec) -> None:
     _put_before(model, method, "prefix-tuning", Prefix)
 
 
+def apply_p_tuning_v2(model: ModelSpec, method: MethodSpec) -> None:
+    """The same under another name: peft has both as prefix tuning."""
+    _put_before(model, method, "p-tuning-v2", Prefix)
+
+
 def apply_cartridge(model: ModelSpec, method: MethodSpec) -> None:
     """The same, with nothing but the keys and values."""
     options = method.options
@@ -155,18 +161,26 @@ def _heads(model: ModelSpec) -> tuple[int, int]:
     raise BadInput(f"--method prefix-tuning: {model.family} has no attention that is known; take --engine trace")
 
 
+_PREFIX = Method(
+    "prefix-tuning",
+    "trained keys and values before those of every layer",
+    "prefix-tuning",
+    apply,
+    peft={"peft_type": "PREFIX_TUNING"},
+    options=PrefixOptions,
+    takes=("adapter_dtype",),
+    merging="not possible: it is no change of weights",
+    merges=False,
+    inference="a longer cache of keys and values",
+)
 METHODS = (
-    Method(
-        "prefix-tuning",
-        "trained keys and values before those of every layer (P-tuning v2)",
-        "prefix-tuning",
-        apply,
-        peft={"peft_type": "PREFIX_TUNING"},
-        options=PrefixOptions,
-        takes=("adapter_dtype",),
-        merging="not possible: it is no change of weights",
-        merges=False,
-        inference="a longer cache of keys and values",
+    _PREFIX,
+    replace(
+        _PREFIX,
+        name="p-tuning-v2",
+        summary="prefix tuning, as P-tuning v2 names it: prompts at every layer",
+        source="p-tuning-v2",
+        apply=apply_p_tuning_v2,
     ),
     Method(
         "cartridge",

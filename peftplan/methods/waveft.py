@@ -41,9 +41,12 @@ class WaveftOptions(Options):
 
     n_frequency: Annotated[int, Field(ge=1, le=10**9, description="trained numbers of each target")] = 2592
     wavelet_family: Annotated[
-        str, Field(description="db1 (Haar) to db10, sym2 to sym10, coif1 to coif5: the longer, the wider the padding")
+        str,
+        Field(description="db1 (Haar) to db10, sym2 to sym10, coif1 to coif5: the longer, the wider the padding"),
     ] = "db1"
-    use_idwt: Annotated[bool, Field(description="numbers are coefficients; else entries of the delta weight")] = True
+    use_idwt: Annotated[bool, Field(description="numbers are coefficients; else entries of the delta weight")] = (
+        True
+    )
     random_loc_seed: Annotated[int | None, Field(ge=0, description="seed of where they lie; no bytes")] = None
 
     @field_validator("wavelet_family")

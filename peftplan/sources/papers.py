@@ -132,6 +132,12 @@ PAPERS: dict[str, Source] = {
         "documentation: section 5.2.9, figure 8.6.1",
         "2013",
     ),
+    "p-tuning-v2": Source(
+        "Liu et al., P-Tuning v2: Prompt Tuning Can Be Comparable to Fine-tuning Universally "
+        "Across Scales and Tasks",
+        "arXiv:2110.07602, section 3",
+        "2021",
+    ),
     "houlsby": Source(
         "Houlsby et al., Parameter-Efficient Transfer Learning for NLP", "arXiv:1902.00751, section 2", "2019"
     ),

@@ -80,6 +80,10 @@ class ModelSpec:
     # whether the model's forward keeps what it hands the first block in a variable of its own
     keeps_first_input: bool = True
 
+    # how the family classifies whole sequences, where it is not by a score of each position: it changes the model
+    # to have so many classes, and `scores` then makes them of the hidden states: [rows, classes]
+    classify: Callable[[ModelSpec, int], None] | None = None
+    scores: Callable[[Ops, Tensor], Tensor] | None = None
     # what a policy is held against: the model without adapters, or one that stands beside it
     reference: ModelSpec | None = None
     reference_stands: bool = False

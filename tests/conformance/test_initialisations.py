@@ -1,4 +1,4 @@
-"""Programs of initialisations against peft's own functions, run on small matrices: the same bytes at their highest."""
+"""Programs of initialisations against peft's own functions on small matrices: the same bytes at their highest."""
 
 from __future__ import annotations
 

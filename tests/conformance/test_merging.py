@@ -158,6 +158,7 @@ def test_reports_are_the_same_by_both_engines(options: dict[str, Any]) -> None:
     one = merge(request, Merging(on="gpu"))
     other = merge(request.model_copy(update={"engine": "trace"}), Merging(on="gpu"))
     assert [way.moments for way in one.ways] == [way.moments for way in other.ways]
+    assert {way.peak_layer for way in other.ways} <= {"", *(way.peak_layer for way in one.ways)}
     assert [way.host_bytes for way in one.ways] == [way.host_bytes for way in other.ways]
     assert any("the trace runs peft's own merge" in note for note in other.notes)
 

@@ -40,6 +40,9 @@ MOE = {
     "num_experts_per_tok": 2,
 }
 
+# of a checkpoint that leaves some linears dense
+LISTED = {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["o_proj", "lm_head"]}
+
 
 def bytes_of(module: torch.nn.Module) -> int:
     """All tensors that a module keeps."""
@@ -138,9 +141,9 @@ def test_mxfp4_keeps_and_dequantises_what_transformers_does() -> None:
 def compared(**fields: Any) -> None:
     """Assert that both engines hold the same bytes at every moment."""
     asked = {"model": LLAMA, "seq_len": 96, "rank": 4, **fields}
-    closed, traced = (
-        column.memory for column in compare([Request(**asked), Request(**asked, engine="trace")]).columns
-    )
+    columns = compare([Request(**asked), Request(**asked, engine="trace")]).columns
+    closed, traced = (column.memory for column in columns)
+    assert columns[0].model.num_params == columns[1].model.num_params
     assert closed.moments == traced.moments
     assert closed.resident == traced.resident
     assert closed.activations_bytes == traced.activations_bytes
@@ -155,13 +158,14 @@ def compared(**fields: Any) -> None:
         {"gpu": "h100", "quant_block_size": 64, "method": "adalora"},
         {"gpu": "h100", "method": "ia3", "checkpointing": False},
         {"gpu": "h100", "method": "loha"},
+        {"gpu": "h100", "quant": None, "model": {**LLAMA, "quantization_config": LISTED}},
         {"gpu": "rtx-4090", "model": MOE, "targets": "attention", "precision": "bf16"},
     ],
     ids=str,
 )
 def test_fp8_bases_agree_with_their_traces(fields: dict[str, Any]) -> None:
     """transformers' own fp8 linears and experts under peft's layers, but for the kernel that multiplies."""
-    compared(quant="fp8", **fields)
+    compared(**{"quant": "fp8", **fields})
 
 
 @pytest.mark.parametrize(
@@ -185,10 +189,21 @@ def test_hqq_bases_agree_with_their_traces(fields: dict[str, Any]) -> None:
     compared(quant="hqq", **fields)
 
 
-@pytest.mark.parametrize("quant", ["gptq", "awq", "aqlm"])
-def test_what_has_nothing_to_be_traced_is_refused(quant: str) -> None:
-    """Bases whose kernels are binaries are answered by the closed form alone, and the trace says so."""
-    from peftplan.errors import BadInput
-
-    with pytest.raises(BadInput, match="take --engine closed"):
-        compare([Request(model=LLAMA, quant=quant, engine="trace")])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"quant": "gptq", "quant_block_size": 32},
+        {"quant": "gptq", "checkpointing": False, "precision": "bf16", "micro_batch": 2},
+        {"quant": "gptq", "precision": "fp16-mixed", "base_dtype": "fp16", "dropout": 0.1, "kbit_prepare": True},
+        {"quant": "awq", "quant_block_size": 32},
+        {"quant": "awq", "checkpointing": False, "precision": "fp16", "micro_batch": 12},
+        {"quant": "awq", "kbit_prepare": True, "micro_batch": 2},
+        {"quant": "aqlm"},
+        {"quant": "aqlm", "quant_options": {"codebooks": "2x8"}, "checkpointing": False, "dropout": 0.1},
+    ],
+    ids=str,
+)
+def test_bases_with_kernels_of_their_own_agree_with_their_traces(fields: dict[str, Any]) -> None:
+    """gptqmodel's and aqlm's linears and autograd functions under peft's layers, their kernels stood in for."""
+    pytest.importorskip({"aqlm": "aqlm"}.get(str(fields["quant"]), "gptqmodel"))
+    compared(**fields)

@@ -27,6 +27,7 @@ class Quantization:
     bits: int = 4
     options: dict[str, Any] = field(default_factory=dict)
     compute_capability: tuple[int, int] = (8, 0)
+    skips: tuple[str, ...] = ()  # modules that the checkpoint leaves dense
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Job:
         fields = json.loads(text)
         if fields["quantization"] is not None:
             packed = fields["quantization"]
-            packed["compute_capability"] = tuple(packed["compute_capability"])
+            packed.update({name: tuple(packed[name]) for name in ("compute_capability", "skips")})
             fields["quantization"] = Quantization(**packed)
         for name in ("compute_capability", "attention_targets", "mlp_targets", "freezes"):
             fields[name] = tuple(fields[name])

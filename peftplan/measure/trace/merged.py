@@ -47,12 +47,18 @@ def merge_of(recording: Recording, host: bool) -> Merge:
         room = size if host else allocated_bytes(size)
         level += room if code > 0 else -room
         if number >= begin and level > found.peak_bytes:
-            found.peak_bytes, found.peak_layer = level, recording.text(recording.modules, storage)
+            found.peak_bytes, found.peak_layer = level, _layer_of(recording.text(recording.modules, storage))
     if begin >= len(recording.events):
         found.loaded_bytes = found.peak_bytes = level
     found.done_bytes = level
     found.multiplies = any(name.removeprefix("aten::") in _PRODUCTS for name in recording.texts)
     return found
+
+
+def _layer_of(name: str) -> str:
+    """The layer of the base that a name of peft's belongs to: a tensor of an adapter, or the base itself."""
+    name, adapter, _ = name.removeprefix("base_model.model.").partition(".default")
+    return name.rpartition(".")[0] if adapter else name.partition(".base_layer")[0]
 
 
 class TracedMerges:

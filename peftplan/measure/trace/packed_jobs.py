@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from peftplan.errors import BadInput
 from peftplan.measure.trace.job import Quantization
 from peftplan.methods import Method
 from peftplan.methods.quantizers import QUANTIZERS
@@ -12,8 +11,6 @@ from peftplan.packing import names_targets
 from peftplan.resolve import PeftMethod, Settings
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear
-
-TRACED_QUANTIZERS = ("nf4", "fp4", "int8", "hqq", "fp8", "gptq", "awq", "aqlm")
 
 
 def with_names(settings: Settings, method: Method | PeftMethod, model: ModelSpec | None) -> Settings:
@@ -31,15 +28,10 @@ def with_names(settings: Settings, method: Method | PeftMethod, model: ModelSpec
 
 
 def quantization_of(settings: Settings) -> Quantization | None:
-    """How the base is packed, if the trace has the library's own linears of that kind."""
+    """How the base is packed."""
     request, quant = settings.request, settings.method.quant
     if quant is None:
         return None
-    if quant.kind not in TRACED_QUANTIZERS:
-        raise BadInput(
-            f"--engine trace packs a base as {', '.join(TRACED_QUANTIZERS)}, not as {quant.kind}, whose kernels "
-            "have nothing to be traced; take --engine closed"
-        )
     return Quantization(
         quant.kind,
         request.quant_block_size or 0,
@@ -47,4 +39,5 @@ def quantization_of(settings: Settings) -> Quantization | None:
         request.quant_bits or 0,
         dict(request.quant_options),
         settings.step.compute_capability,
+        settings.method.quant_skips,
     )

@@ -16,6 +16,7 @@ from peftplan.errors import MachineLacks
 from peftplan.measure.trace.job import Quantization
 from peftplan.measure.trace.model import FLOATS
 from peftplan.measure.trace.quantizers_of_kernels import pack_aqlm, pack_awq, pack_gptq
+from peftplan.methods.quantizers.asked import skipped
 from peftplan.methods.quantizers.fp8 import converts_input
 from peftplan.methods.quantizers.hqq import HqqFormat
 
@@ -40,7 +41,7 @@ def pack_hqq(model: Any, how: Quantization, base_dtype: str, skips: Skips) -> li
     compute = FLOATS[base_dtype] if base_dtype != "fp32" else torch.bfloat16
     made = HqqFormat("hqq", how.bits, how.block_size, int(how.options.get("axis", 1)))
     for name, linear in list(model.named_modules()):
-        if type(linear) is not torch.nn.Linear or name.rpartition(".")[2] == "lm_head":
+        if type(linear) is not torch.nn.Linear or name.rpartition(".")[2] == "lm_head" or skipped(name, how.skips):
             continue
         layer = HQQLinear(None, None, compute_dtype=compute, device="cuda", initialize=False)
         packing = Quantizer.bit_to_packing[how.bits]
@@ -62,6 +63,7 @@ def pack_hqq(model: Any, how: Quantization, base_dtype: str, skips: Skips) -> li
         if linear.bias is not None:
             del layer.bias
             layer.register_buffer("bias", linear.bias.detach().to(compute))
+            model.num_packed = getattr(model, "num_packed", 0) + linear.bias.numel()  # no parameter
         model.set_submodule(name, layer)
     model.quantization_method = "hqq"
     model.is_quantized = model.hqq_quantized = True
@@ -76,7 +78,7 @@ def pack_fp8(model: Any, how: Quantization, base_dtype: str, skips: Skips) -> li
     config = transformers.FineGrainedFP8Config(weight_block_size=(how.block_size, how.block_size))
     dense = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     finegrained_fp8.replace_with_fp8_linear(
-        model, modules_to_not_convert=skips(model), quantization_config=config, pre_quantized=True
+        model, modules_to_not_convert=[*skips(model), *how.skips], quantization_config=config, pre_quantized=True
     )
     for name, module in model.named_modules():
         for part, parameter in list(module._parameters.items()):

@@ -1,4 +1,4 @@
-"""Bases whose kernels are binaries or compiled: the libraries' own linears and autograd functions, their kernels' results.
+"""Bases whose kernels are binaries or compiled: the libraries' own linears, and what their kernels allocate.
 
 What a kernel allocates stands in for it, in the order in which its source does; that was read, and is not traced:
 
@@ -19,10 +19,11 @@ from peftplan.errors import MachineLacks
 from peftplan.measure.trace.job import Quantization
 from peftplan.measure.trace.model import FLOATS
 from peftplan.methods.quantizers.aqlm import CODEBOOKS
+from peftplan.methods.quantizers.asked import skipped
 from peftplan.methods.quantizers.awq import PARTS
 
 Skips = Callable[[Any], list[str]]
-_NOTE = "{kind}: the linears are the library's own; what their kernels allocate stands in for these, as their source has it"
+_NOTE = "{kind}: the library's own linears; what their kernels allocate, by their source, stands in for these"
 
 
 def pack_gptq(model: Any, how: Quantization, base_dtype: str, skips: Skips) -> list[str]:
@@ -32,7 +33,8 @@ def pack_gptq(model: Any, how: Quantization, base_dtype: str, skips: Skips) -> l
     from transformers.pytorch_utils import Conv1D
 
     for name, linear in list(model.named_modules()):
-        if (type(linear) is torch.nn.Linear or isinstance(linear, Conv1D)) and _in_block(name):
+        plain = type(linear) is torch.nn.Linear or isinstance(linear, Conv1D)
+        if plain and _in_block(name) and not skipped(name, how.skips):
             packed = _gptqmodel_linear(kind, linear, how)
             packed._init_wf_unsqueeze_buffers()
             _put(model, name, packed.to("meta"), linear)
@@ -47,9 +49,9 @@ def pack_awq(model: Any, how: Quantization, base_dtype: str, skips: Skips) -> li
     kind.cached_validate_once = classmethod(lambda cls: (True, None))
     kind.validate_device = classmethod(lambda cls, device: None)
     module.awq_dequantize_weights, module._awq_cuda_gemm_forward = _awq_dequantised, _awq_product
-    dense = skips(model)
+    dense = (*skips(model), *how.skips)
     for name, linear in list(model.named_modules()):
-        if isinstance(linear, torch.nn.Linear) and not any(name.endswith(end) for end in dense):
+        if isinstance(linear, torch.nn.Linear) and not skipped(name, dense):
             _put(model, name, _gptqmodel_linear(kind, linear, how).to("meta"), linear)
     model.quantization_method, model.is_quantized = "awq", True
     return [_NOTE.format(kind="awq")]
@@ -61,9 +63,9 @@ def pack_aqlm(model: Any, how: Quantization, base_dtype: str, skips: Skips) -> l
     library.get_forward_pass_kernel = lambda codebooks, training: _aqlm_forward
     library.get_backward_pass_kernel = lambda codebooks, training: _aqlm_backward
     count, bits = CODEBOOKS[str(how.options["codebooks"])]
-    dense = skips(model)
+    dense = (*skips(model), *how.skips)
     for name, linear in list(model.named_modules()):
-        if isinstance(linear, torch.nn.Linear) and not any(name.endswith(end) for end in dense):
+        if isinstance(linear, torch.nn.Linear) and not skipped(name, dense):
             packed = library.QuantizedLinear(
                 linear.in_features, linear.out_features, how.block_size, 1, count, bits,
                 bias=linear.bias is not None, device="meta", dtype=FLOATS[base_dtype],
@@ -101,6 +103,9 @@ def _gptqmodel_linear(kind: Any, linear: Any, how: Quantization) -> Any:
 def _put(model: Any, name: str, packed: Any, linear: Any) -> None:
     packed.requires_grad_(False)
     packed.train()
+    model.num_packed = getattr(model, "num_packed", 0) + sum(
+        p.numel() for p in linear.parameters()
+    )  # no parameters
     model.set_submodule(name, packed)
 
 

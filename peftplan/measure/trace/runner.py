@@ -68,7 +68,7 @@ def _run(job: Job, notes: list[str], package: flash_package.FlashPackage, progre
     if job.quantization is not None:
         notes += quantize(model, job.quantization, job.base_dtype)
     base = {id(parameter) for parameter in model.parameters()}
-    num_params = _count(model.parameters())
+    num_params = _count(model.parameters()) + getattr(model, "num_packed", 0)
     second = _second(job)
     if job.peft is not None:
         model, said = adapt(model, job)

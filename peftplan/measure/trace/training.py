@@ -76,7 +76,7 @@ class Training:
         if job.loss == "fused":
             losses.without_logits(inner)
         self.beside = self._beside()
-        head = inner.get_output_embeddings() or getattr(inner, "score", None)
+        head = inner.get_output_embeddings() or getattr(inner, "score", None) or getattr(inner, "classifier", None)
         if head is not None:
             head.register_forward_hook(self._head_done)
 

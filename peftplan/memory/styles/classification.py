@@ -33,10 +33,12 @@ def batch(t: Player, step: StepSpec) -> Batch:
 def head(t: Player, model: ModelSpec, step: StepSpec, x: Tensor, labels: Tensor | None) -> tuple[Any, Any]:
     """Scores of all positions, those of each sequence's last token, and their loss."""
     assert labels is not None
-    logits = logits_of(t, model, x)
+    logits = logits_of(t, model, x) if model.scores is None else model.scores(t, x)
     t.mark("loss")
     if t.grad_enabled:
         t.nodes.append("loss backward done")
+    if model.scores is not None:
+        return _loss(t, step, logits, labels), logits
     rows, length = step.num_rows, step.seq_len
     unequal = t.new((rows, length), rows * length, BOOL, "ne", 8 * rows * length)
     real = t.new((rows, length), rows * length, INT32, "_to_copy", rows * length)
@@ -48,12 +50,16 @@ def head(t: Player, model: ModelSpec, step: StepSpec, x: Tensor, labels: Tensor 
     every = t.new((rows,), rows, INT64, "arange", 0)
     pooled = t.index(logits, (every, last), (rows, step.style.num_labels))
     del every
-    if step.style.num_labels == 1:
-        loss = t.mean_squared_error(pooled, labels)
-    else:
-        loss = t.cross_entropy(pooled, labels, mark=False)
+    loss = _loss(t, step, pooled, labels)
     del real, places, last
     return loss, pooled
+
+
+def _loss(t: Player, step: StepSpec, pooled: Tensor, labels: Tensor) -> Tensor:
+    """Of one score for each class and sequence, or of one number."""
+    if step.style.num_labels == 1:
+        return t.mean_squared_error(pooled, labels)
+    return t.cross_entropy(pooled, labels, mark=False)
 
 
 def loss(passes: Passes, given: Batch) -> tuple[Tensor, Any]:

@@ -1,9 +1,9 @@
 """AQLM: groups of eight weights, each the sum of one vector from every codebook, and a scale for each output.
 
-Read in aqlm 1.1.7 (inference.py, inference_kernels/cuda_kernel.cpp); not run on a GPU. Above six tokens forward
-dequantises the whole weight for a linear, scales the result in place and hands out a copy of it; backward scales a
-copy of the gradient and dequantises again. The autograd function saves its input, which nothing reads.
-Source: aqlm
+Read in aqlm 1.1.7 (inference.py, inference_kernels/cuda_kernel.cpp), traced but for its kernels; not run on a GPU.
+Above six tokens forward dequantises the whole weight for a linear, scales the result in place and hands out a copy
+of it; backward scales a copy of the gradient and dequantises again. The autograd function saves its input, which
+nothing reads. Source: aqlm
 """
 
 from __future__ import annotations

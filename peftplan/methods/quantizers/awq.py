@@ -1,11 +1,11 @@
 """AWQ: 4 bits a weight in 32-bit words along the output, a scale and a zero for each group of inputs (gemm layout).
 
 Read in gptqmodel 7.7 (nn_modules/qlinear/gemm_awq.py, AWQuantLinear in __init__.py, gptqmodel_ext/awq) and
-transformers 5.23 (quantizers/quantizer_awq.py, integrations/awq.py); not run on a GPU. Above 1024 tokens forward
-dequantises the whole weight for a product, below it a kernel sums eight parts of the input in a buffer of their
-own; backward dequantises it always. The autograd function saves packed tensors only. transformers loads such a
-model in fp16 where bf16 is asked for. Assumes: no scaled activations, a vector and a product a layer, which some
-families (falcon, gpt_neox, gptj, bloom, gpt_bigcode) get. Source: awq, gptqmodel
+transformers 5.23 (quantizers/quantizer_awq.py, integrations/awq.py), traced but for its kernels; not run on a GPU.
+Above 1024 tokens forward dequantises the whole weight for a product, below it a kernel sums eight parts of the
+input in a buffer of their own; backward dequantises it always. The autograd function saves packed tensors only.
+transformers loads such a model in fp16 where bf16 is asked for. Assumes: no scaled activations, a vector and a
+product a layer, which some families (falcon, gpt_neox, gptj, bloom, gpt_bigcode) get. Source: awq, gptqmodel
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """GPTQ: whole numbers of 2 to 8 bits in 32-bit words along the input, a scale and a zero for each group.
 
 Read in gptqmodel 7.7 (nn_modules/qlinear/torch.py, tritonv2.py, GPTQQuantLinear in __init__.py) and optimum 2.3
-(gptq/quantizer.py, which transformers 5.23 loads by); not run on a GPU. In training every kernel that can train
-runs TorchLinear's forward: the whole weight is dequantised, by a function that torch.compile makes one kernel of,
-and multiplied by torch.matmul, so that autograd saves the dense weight until the gradient of the input is there.
-Assumes: that kernel keeps nothing between its input and its result. Kernels that `backend="auto"` prefers refuse to
+(gptq/quantizer.py, which transformers 5.23 loads by) and traced but for its kernel; not run on a GPU. In training
+every kernel that can train runs TorchLinear's forward: the whole weight is dequantised, by a function that
+torch.compile makes one kernel of, and multiplied by torch.matmul, so that autograd saves the dense weight until the
+gradient of the input is there. Assumes: that kernel keeps nothing between its input and its result (where
+torch.compile gives up, codes of 4 bytes are there on the way). Kernels that `backend="auto"` prefers refuse to
 train. Source: gptq, gptqmodel
 """
 

@@ -174,6 +174,13 @@ REQUESTS = [
     {"method": "full", "model": "google-t5/t5-small"},
     {"method": "qlora", "model": "deepseek-ai/DeepSeek-V2-Lite"},
     {"method": "lora", "model": "openai/gpt-oss-20b", "grad_accum": 2},
+    {"method": "boft"},
+    {"method": "c3a", "method_options": {"block_size": 64}},
+    {"method": "hra", "checkpointing": False},
+    {"method": "randlora", "quant": "nf4"},
+    {"method": "road"},
+    {"method": "shira"},
+    {"method": "vblora", "method_options": {"vector_length": 64}},
 ]
 
 
