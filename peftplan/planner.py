@@ -43,7 +43,7 @@ from peftplan.resolve import FULL_RECIPES, Plan, outside_allocator, resolve
 from peftplan.specs.formats import BF16
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.work import Work
-from peftplan.styles import put_reference
+from peftplan.styles import check_classifier, put_reference
 from peftplan.timing import time_notes, time_of
 
 
@@ -98,6 +98,7 @@ def _kind(plan: Plan) -> Kind:
     model = plan.model
     num_params = model.num_params()
     plan.method.apply(model, plan.method_spec)
+    check_classifier(model, plan.method_spec)
     if plan.step.style.reference in ("adapter-off", "model"):
         put_reference(model, plan.model, plan.method_spec, plan.step.style)
     check_optimizer(model, plan.step)

@@ -160,6 +160,15 @@ def styled(model: ModelSpec, style: StyleSpec) -> ModelSpec:
     return model
 
 
+def check_classifier(model: ModelSpec, method: MethodSpec) -> None:
+    """Refuse a packed base whose load packs the classifier too. Source: transformers-bnb, peft-seq-cls."""
+    if model.scores is not None and method.quant is not None:
+        raise BadInput(
+            f"--style classification with --quant {method.quant.kind}: a load spares a last module without bias, and "
+            f"{model.family}'s classifier has one; packed, peft cannot train it; leave --quant out"
+        )
+
+
 def put_reference(model: ModelSpec, fresh: ModelSpec, method: MethodSpec, style: StyleSpec) -> None:
     """Give the trained model its reference: the same base as it stands, or one that is loaded a second time.
 

@@ -237,7 +237,6 @@ def _classify(c: Config, s: Shape, model: ModelSpec, num_labels: int) -> None:
     else:
         stem.add("classifier", holder)
         outer, name, path = holder, "out_proj", "classifier"
-        dense.convertible = False  # a load leaves the last module as it is
     holder.add("dense", dense)
     outer.add(name, last)
     model.head, model.head_path = last, "classifier" if row.pooled else "classifier.out_proj"

@@ -16,6 +16,10 @@ from peftplan.specs.tensors import Tensor, bytes_of
 Grads = Sequence[Tensor | None]
 
 
+# A mark among the nodes of the graph: behind it, backward has left the loss.
+LOSS_DONE = "loss backward done"
+
+
 def _nll_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     out = t.like(saved[0], "nll_loss_backward", 0)  # zeros, into which one number a row is put
     rows, itemsize = saved[1].numel, saved[0].dtype.itemsize
@@ -82,7 +86,7 @@ class LossOps(AttentionOps):
     def cross_entropy(self, logits: Tensor, labels: Tensor, mark: bool = True) -> Tensor:
         """log_softmax (saves its result) and nll_loss (saves the same, the labels and a weight)."""
         if mark and self.grad_enabled:
-            self.nodes.append("loss backward done")
+            self.nodes.append(LOSS_DONE)
         # cross_entropy_loss names the logits' own type for the log-softmax, so that autocast does not widen it
         logp = self.log_softmax(logits)
         if self.autocast is not None:
@@ -94,6 +98,25 @@ class LossOps(AttentionOps):
         if node is not None:
             self.save(node, (total,))
         return self.attach(loss, node)
+
+    def cross_entropy_each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The same without a sum: a loss for each row."""
+        self.nodes.append(LOSS_DONE)
+        logp = self.log_softmax(logits)
+        if self.autocast is not None:
+            logp = self.to(logp, FP32)
+        node = self.link("NllLossBackward0", _nll_backward, (logp, labels), (logp.edge,))
+        out = self.new(labels.shape, labels.numel, logp.dtype, "nll_loss_forward", labels.numel * 12)
+        total = self.further((), 1, logp.dtype, "nll_loss_forward weight")
+        if node is not None:
+            self.save(node, (total,))
+        return self.attach(out, node)
+
+    def cut_loss(self) -> list[Any]:
+        """The graph of a loss that nobody uses: cut off, and kept as long as its holder keeps it."""
+        place = self.nodes.index(LOSS_DONE) if LOSS_DONE in self.nodes else len(self.nodes)
+        cut, self.nodes[place:] = self.nodes[place:], []
+        return cut
 
     def mean_squared_error(self, x: Tensor, labels: Tensor) -> Tensor:
         """Of numbers to come near to (autocast: in fp32); saves both."""

@@ -51,6 +51,10 @@ class Passes:
             del x
             if model.relabel is not None:
                 del labels
+            if model.second_loss is not None and loss is not None:
+                first = t.cut_loss()  # what the model's own loss keeps
+                loss = model.second_loss(t, logits)
+                del first
             t.kept_to_loss.clear()
             t.put_before([], 0)
             if model.behind_loss is not None and loss is not None:

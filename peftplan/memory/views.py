@@ -60,7 +60,8 @@ def _index_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
 
 def _masked_backward(t: Any, g: Tensor, saved: Any, context: Any) -> Grads:
     out = t.new(*context, g.dtype, "new_zeros", 0)
-    places = t.new((g.numel, 1), g.numel, INT64, "nonzero", bytes_of(saved[0]))
+    dims = len(saved[0].shape)
+    places = t.new((g.numel, dims), g.numel * dims, INT64, "nonzero", bytes_of(saved[0]))
     t.write("index_put_", g.dtype, 2 * bytes_of(g), bytes_of(g))
     del places
     return (out,)
@@ -161,7 +162,8 @@ class ViewOps(BackwardEngine):
     def masked(self, x: Tensor, mask: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
         """x[..., mask], where it is set so many times: its places are found here and in backward; saves the mask."""
         node = self.link("IndexBackward0", _masked_backward, (mask,), (x.edge,), (x.shape, x.numel))
-        places = self.new((count, 1), count, INT64, "nonzero", bytes_of(mask))
+        dims = len(mask.shape)
+        places = self.new((count, dims), count * dims, INT64, "nonzero", bytes_of(mask))
         out = self.new(shape, prod(shape), x.dtype, "index")
         del places
         return self.attach(out, node)

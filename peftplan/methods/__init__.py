@@ -39,6 +39,7 @@ FILES = (
     "oft",
     "ln_tuning",
     "prompts",
+    "cpt",
     "prefix_tuning",
     "trainable_tokens",
     "fourierft",

@@ -127,11 +127,10 @@ class Prompted(Module):
         return joined  # type: ignore[no-any-return]
 
 
-def _prompted(model: ModelSpec, method: MethodSpec, encoder: Module) -> None:
+def put_prompt(model: ModelSpec, num_tokens: int, encoder: Module) -> None:
     """Put the prompt before the model; `encoder` makes its rows."""
     for _, parameter in encoder.named_parameters():
         parameter.role = "adapter"
-    num_tokens = method.options.num_virtual_tokens
     owner, path, words = table_of_tokens(model)
     layer = Prompted(words, encoder, num_tokens)
     owner.replace(path, layer)
@@ -184,7 +183,7 @@ def apply_prompt_tuning(model: ModelSpec, method: MethodSpec) -> None:
     _decoder_only(model, "prompt-tuning")
     freeze(model, method)
     width = table_of_tokens(model)[2].weight.shape[1]
-    _prompted(model, method, PromptEmbedding(method.options.num_virtual_tokens, width, method.adapter_dtype))
+    put_prompt(model, method.options.num_virtual_tokens, PromptEmbedding(method.options.num_virtual_tokens, width, method.adapter_dtype))
     finish(model, method)
 
 
@@ -194,7 +193,7 @@ def apply_p_tuning(model: ModelSpec, method: MethodSpec) -> None:
     freeze(model, method)
     width = table_of_tokens(model)[2].weight.shape[1]
     hidden = method.options.encoder_hidden_size or width
-    _prompted(model, method, PromptEncoder(method.options.num_virtual_tokens, width, hidden, method.adapter_dtype))
+    put_prompt(model, method.options.num_virtual_tokens, PromptEncoder(method.options.num_virtual_tokens, width, hidden, method.adapter_dtype))
     finish(model, method)
 
 
@@ -203,7 +202,7 @@ def apply_multitask(model: ModelSpec, method: MethodSpec) -> None:
     _decoder_only(model, "multitask-prompt-tuning")
     freeze(model, method)
     width = table_of_tokens(model)[2].weight.shape[1]
-    _prompted(model, method, MultitaskEmbedding(method.options, width, method.adapter_dtype))
+    put_prompt(model, method.options.num_virtual_tokens, MultitaskEmbedding(method.options, width, method.adapter_dtype))
     finish(model, method)
     model.names_tasks = True
     model.adapter_checkpoint_bytes = adapter_bytes(model)

@@ -263,6 +263,11 @@ PAPERS: dict[str, Source] = {
         "arXiv:2506.06266, section 3",
         "2025",
     ),
+    "cpt": Source(
+        "Blau et al., Context-aware Prompt Tuning: Advancing In-Context Learning with Adversarial Methods",
+        "arXiv:2410.17222, section 3",
+        "2024",
+    ),
     "osf": Source(
         "Nayak et al., Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning",
         "arXiv:2504.07097",

@@ -72,6 +72,8 @@ class ModelSpec:
     # what a method computes behind the loss: (t, loss) -> loss; over weights of all blocks, so that each is played
     behind_loss: Callable[[Ops, Tensor], Tensor] | None = None
     plays_each: bool = False
+    # a loss that a method computes from the logits, and puts in the place of the model's own
+    second_loss: Callable[[Ops, Tensor], Tensor] | None = None
     # whether a batch names the task of each sequence
     names_tasks: bool = False
     initialisation: Initialisation | None = None  # what a method computes once before training

@@ -198,7 +198,8 @@ QUANTIZERS = (
             (
                 "fp8: the product's kernels (Triton's, DeepGEMM on compute capability 9.x) come from the Hub "
                 "through "
-                "the kernels package; read in transformers 5.23, not measured"
+                "the kernels package; read in transformers 5.23, not measured; time counts products at the rate "
+                "of 16 bits"
             ),
         ),
     ),
