@@ -15,7 +15,7 @@ from peftplan.catalog.lookup import FoundModel, find_config
 from peftplan.errors import BadInput, NotFound
 from peftplan.memory.overheads import Context, outside
 from peftplan.methods import METHODS, Method, Options
-from peftplan.optimizers import OPTIMIZERS, canonical
+from peftplan.optimizers import by_any_name, canonical
 from peftplan.optimizers.asked import Run, optimizer_options, refuse_run
 from peftplan.packing import Packing, is_packed, packing_of
 from peftplan.request import Request
@@ -115,7 +115,7 @@ def settle_fields(
     gpu = _find_gpu(request.gpu) if request.gpu is not None else None
     packing = packing_of(request, method, config or {}, capability_of(gpu))
     filled = _fill(request, method, max_seq_len, packing)
-    optimizer = choose("--optimizer", filled.optimizer or "", OPTIMIZERS, "all: `peftplan optimizers`")
+    optimizer = choose("--optimizer", filled.optimizer or "", by_any_name(), "all: `peftplan optimizers`")
     options = optimizer_options(optimizer, filled.optimizer_options, config or {}, filled.loop == "trainer")
     filled = filled.model_copy(update={"optimizer_options": dict(options)})
     in_backward, masters = filled.optimizer_in_backward, filled.precision == "bf16-master"

@@ -164,8 +164,8 @@ def check_classifier(model: ModelSpec, method: MethodSpec) -> None:
     """Refuse a packed base whose load packs the classifier too. Source: transformers-bnb, peft-seq-cls."""
     if model.scores is not None and method.quant is not None:
         raise BadInput(
-            f"--style classification with --quant {method.quant.kind}: a load spares a last module without bias, and "
-            f"{model.family}'s classifier has one; packed, peft cannot train it; leave --quant out"
+            f"--style classification with --quant {method.quant.kind}: a load spares a last module without bias, "
+            f"and {model.family}'s classifier has one; packed, peft cannot train it; leave --quant out"
         )
 
 

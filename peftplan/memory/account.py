@@ -93,7 +93,7 @@ def account_of(
 
 def _update_bytes(resident: Resident, step: StepSpec) -> int:
     """What the optimizer's update adds to the level it finds."""
-    added = resident.step_temporary.allocated
+    added = resident.step_temporary.allocated - resident.step_gone.allocated
     if step.master_weights:
         added -= resident.gradients.allocated  # freed as they are cast
     return added
@@ -132,6 +132,8 @@ def _breakdown(account: Account) -> Node:
         nodes.append(_state("gradients", resident.gradients))
     elif not replaced:
         alive = sum(groups[kind].requested for kind in ("gradient", PASSING) if kind in groups)
+        if optimizing and not clipping:
+            alive -= resident.step_gone.requested
         nodes.append(leaf("gradients", alive, "alive at the peak"))
     for kind in ("gradient", PASSING):
         groups.pop(kind, None)

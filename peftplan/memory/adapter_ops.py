@@ -168,7 +168,7 @@ class AdapterOps(MatrixOps):
         return self.put_into(self.new(shape, prod(shape), values.dtype, "zeros", 0), values, index)
 
     def put_into(self, zeros: Tensor, values: Tensor, index: Tensor | None = None) -> Tensor:
-        """Values put into what has no gradient, in place: at places that buffers hold, or an index that is saved."""
+        """Values put in place into what has no gradient: where buffers say, or an index that is saved."""
         context = values.shape, values.numel
         node = self.link("IndexPutBackward0", _filled_backward, (index,), (values.edge,), context)
         self.write("index_put_", values.dtype, 2 * bytes_of(values), bytes_of(values))

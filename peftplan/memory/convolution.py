@@ -56,7 +56,11 @@ class ConvolutionOps(ElementwiseOps):
             weight = self.autocast_to(weight, self.autocast)
             x = self.autocast_to(x, self.autocast)
         node = self.link(
-            "ConvolutionBackward0", _convolution_backward, (x, weight), (x.edge,), (x.edge is not None, False, False)
+            "ConvolutionBackward0",
+            _convolution_backward,
+            (x, weight),
+            (x.edge,),
+            (x.edge is not None, False, False),
         )
         num_flop = 2 * x.numel * (weight.numel // weight.shape[0])
         out = self.new(shape, prod(shape), x.dtype, "convolution", bytes_of(x, weight), num_flop)

@@ -121,7 +121,8 @@ class ElementwiseOps(ViewOps):
     def mul_in_place(self, a: Tensor, b: Tensor) -> Tensor:
         """a *= b; saves what a was, in a copy, and b, as the gradients of b and a need them."""
         before = self.like(a, "clone") if b.edge is not None and self.grad_enabled else None
-        node = self.link("MulBackward0", _mul_backward, (b if a.edge is not None else None, before), (a.edge, b.edge))
+        saved = (b if a.edge is not None else None, before)
+        node = self.link("MulBackward0", _mul_backward, saved, (a.edge, b.edge))
         self.write("mul_", a.dtype, bytes_of(a, b), bytes_of(a))
         return self.attach(Tensor(a.shape, a.numel, a.dtype, a.storage, None), node)
 

@@ -101,7 +101,8 @@ class LossOps(AttentionOps):
 
     def cross_entropy_each(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The same without a sum: a loss for each row."""
-        self.nodes.append(LOSS_DONE)
+        if self.grad_enabled:
+            self.nodes.append(LOSS_DONE)
         logp = self.log_softmax(logits)
         if self.autocast is not None:
             logp = self.to(logp, FP32)
@@ -113,8 +114,10 @@ class LossOps(AttentionOps):
         return self.attach(out, node)
 
     def cut_loss(self) -> list[Any]:
-        """The graph of a loss that nobody uses: cut off, and kept as long as its holder keeps it."""
-        place = self.nodes.index(LOSS_DONE) if LOSS_DONE in self.nodes else len(self.nodes)
+        """The graph of a loss that another takes the place of: cut off, and kept as long as its holder keeps it."""
+        if LOSS_DONE not in self.nodes:
+            return []
+        place = self.nodes.index(LOSS_DONE)
         cut, self.nodes[place:] = self.nodes[place:], []
         return cut
 

@@ -149,12 +149,14 @@ class MatrixOps(FunctionOps):
         node = self.link(
             how.name,
             _packed_linear_backward,
-            (x,) if how.saves_input else (),
+            (),
             (x.edge, bias.edge if bias is not None else None),
             (how, weight, x.shape, x.numel, x.edge is not None, bias is not None and bias.edge is not None),
         )
         with self.no_grad():
             out = how.product(self, x, weight, bias)
+        if node is not None:  # a function of Python saves once its forward pass is done
+            self.save(node, (x, weight) if how.saves_input else (weight,))
         return self.attach(out, node)
 
     # ---- bitsandbytes

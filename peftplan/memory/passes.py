@@ -49,12 +49,12 @@ class Passes:
             x = self._through_blocks(ids, model)
             loss, logits = head(t, model, step, x, labels)
             del x
+            if model.second_loss is not None and labels is not None:
+                first = t.cut_loss()  # what the model's own loss keeps
+                loss = model.second_loss(t, logits, labels)
+                del first
             if model.relabel is not None:
                 del labels
-            if model.second_loss is not None and loss is not None:
-                first = t.cut_loss()  # what the model's own loss keeps
-                loss = model.second_loss(t, logits)
-                del first
             t.kept_to_loss.clear()
             t.put_before([], 0)
             if model.behind_loss is not None and loss is not None:

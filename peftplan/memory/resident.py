@@ -47,6 +47,7 @@ class Resident:
     master_weights: Tally
     optimizer_states: Tally
     step_temporary: Tally  # held at the worst point of the optimizer step
+    step_gone: Tally  # of gradients and weights, what has been let go by then
     loaded_allocated: int  # rounded bytes of weights and adapters before the first forward pass
     paged_bytes: int
     host: Tally  # what the optimizer keeps in the host's memory
@@ -98,13 +99,15 @@ def tally_resident(model: ModelSpec, step: StepSpec) -> Resident:
             host.add(name, (size,), row.count)
     for size, count in optimizer.tables_of([(row.weight, row.count) for row in trained]):
         states.add("code tables", (size,), count)
+    step_temporary, step_gone = _step_temporary(model, trained, optimizer, step.master_weights)
     return Resident(
         weights=weights,
         adapters=adapters,
         gradients=gradients,
         master_weights=masters,
         optimizer_states=states,
-        step_temporary=_step_temporary(model, trained, optimizer, step.master_weights),
+        step_temporary=step_temporary,
+        step_gone=step_gone,
         loaded_allocated=loaded,
         paged_bytes=sum(size * row.count for row in trained for _, size in optimizer.paged(row.weight)),
         host=host,
@@ -146,26 +149,31 @@ def _clip_bytes(trained: list[Trained]) -> int:
     return max(worst, norms + joined, 4 * BLOCK_BYTES) - BLOCK_BYTES
 
 
-def _step_temporary(model: ModelSpec, trained: list[Trained], optimizer: Chosen, master_weights: bool) -> Tally:
-    """The most that the step holds at once: over the tensors of a type together (foreach), or in a loop.
+def _step_temporary(
+    model: ModelSpec, trained: list[Trained], optimizer: Chosen, master_weights: bool
+) -> tuple[Tally, Tally]:
+    """The most that the step holds at once, over the tensors of a type together (foreach) or in a loop; and what is gone.
 
     Assumes with master weights: fp32 copies of all gradients replace the 16-bit ones before the step, as
     Megatron-LM's and apex's 16-bit optimizers do without a fused kernel.
     """
     if optimizer.in_backward:
-        return Tally()
-    turns = [Tally()]
+        return Tally(), Tally()
+    turns = [(Tally(), Tally())]
     for rule in optimizer.rules:
-        looped = Tally()
-        for record in loop_records(model, optimizer, trained, rule):
+        looped, gone = Tally(), Tally()
+        alive, let_go = loop_records(model, optimizer, trained, rule)
+        for record in alive:
             looped.add(record.op, (record.nbytes,), 1)
-        turns += [looped, *_foreach_temporaries(trained, optimizer, rule)]
-    worst = max(turns, key=lambda tally: tally.allocated)
+        gone.add("let go", let_go, 1)
+        turns.append((looped, gone))
+        turns += [(turn, Tally()) for turn in _foreach_temporaries(trained, optimizer, rule)]
+    worst, gone = max(turns, key=lambda turn: turn[0].allocated - turn[1].allocated)
     if master_weights:
         for row in trained:
             worst.add("fp32 gradients", (4 * row.parameter.numel,), row.count)
         worst = max(worst, _casting(model), key=lambda tally: tally.allocated)
-    return worst
+    return worst, gone
 
 
 def _casting(model: ModelSpec) -> Tally:

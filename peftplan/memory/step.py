@@ -123,6 +123,15 @@ def held_by_the_loss(model: ModelSpec, played: Timeline) -> int:
 
 def _check(model: ModelSpec, step: StepSpec) -> None:
     """Refuse what no library does, or what is played for next-token prediction alone."""
+    if STYLES[step.style.name].causal and model.encoder:
+        raise BadInput(
+            f"--style {step.style.name} is made for causal language models, and {model.family} is none; take "
+            "another model or style"
+        )
+    if model.second_loss is not None and step.loss != "standard":
+        raise BadInput(
+            f"--loss {step.loss}: this method computes a second loss from whole logits; take --loss standard"
+        )
     virtual = model.relabel is not None or model.virtual_tokens
     if virtual and (step.style.name != NEXT_TOKEN or step.padding_free):
         asked = "--padding-free" if step.padding_free else f"--style {step.style.name}"

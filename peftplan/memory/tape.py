@@ -83,6 +83,8 @@ class Engine:
         # what becomes of gradients that do not wait for the optimizer step (`passing.Passing`)
         self.passing: Any = None
         self.states: list[Tensor] = []  # of optimizers, made inside backward by the first step
+        self.lets_go = False  # notes what ends of what was there before, by clock
+        self.gone: list[tuple[int, int]] = []
         # running totals, rounded: gradients of weights, and tensors held by the graph itself
         self.gradient_bytes = 0
         self.held_bytes = 0
@@ -126,6 +128,13 @@ class Engine:
         """Buffers that one kernel allocates together and frees before it returns."""
         held = [self.new((n,), n, UINT8, op + " workspace", 0) for n in sizes if n]
         del held
+
+    def let_go(self, num_bytes: int) -> None:
+        """What was there before the tape ends (or, below zero, is there again): noted where the tape is told to."""
+        if self.lets_go:
+            rounded = (abs(num_bytes) + 511) & -512
+            self.level_bytes -= rounded if num_bytes > 0 else -rounded
+            self.gone.append((self.clock, num_bytes))
 
     def mark(self, name: str) -> None:
         """Close the running segment and open the next."""

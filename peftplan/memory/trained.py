@@ -109,10 +109,12 @@ def _decayed(name: str, module: object) -> bool:
     return not isinstance(module, LayerNorm) and not _NOT_DECAYED.search(name)
 
 
-def loop_records(model: ModelSpec, optimizer: Chosen, trained: list[Trained], rule: Optimizer) -> list[Record]:
-    """The tensors that a rule's program holds at its worst; none where it has no program."""
+def loop_records(
+    model: ModelSpec, optimizer: Chosen, trained: list[Trained], rule: Optimizer
+) -> tuple[list[Record], list[int]]:
+    """The tensors that a rule's program holds at its worst, and bytes of what it has let go by then."""
     if rule.step is None:
-        return []
+        return [], []
     rows = {id(row.parameter): row for row in trained}
     order = [
         rows[id(parameter)]
@@ -121,11 +123,21 @@ def loop_records(model: ModelSpec, optimizer: Chosen, trained: list[Trained], ru
         if id(parameter) in rows
     ]
     t = Engine()
+    t.lets_go = True
     groups = [[row.weight for row in own(group, optimizer, rule)] for group in in_groups(order, optimizer)]
     rule.step(t, [group for group in groups if group], optimizer.options, True)
     t.mark("end")
     worst = t.segments[0].peak_clock
-    return [record for record in t.records if record.born <= worst < record.died]
+    alive = [record for record in t.records if record.born <= worst < record.died]
+    return alive, _left([size for clock, size in t.gone if clock < worst])
+
+
+def _left(gone: list[int]) -> list[int]:
+    """What was let go, without what came back."""
+    left: list[int] = []
+    for size in gone:
+        left.append(size) if size > 0 else left.remove(-size)
+    return left
 
 
 def in_order(model: ModelSpec) -> Iterator[tuple[Parameter, int]]:

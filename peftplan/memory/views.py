@@ -160,7 +160,7 @@ class ViewOps(BackwardEngine):
         return self.attach(self.new(shape, prod(shape), x.dtype, "index"), node)
 
     def masked(self, x: Tensor, mask: Tensor, count: int, shape: tuple[int, ...]) -> Tensor:
-        """x[..., mask], where it is set so many times: its places are found here and in backward; saves the mask."""
+        """x[..., mask], set in so many places, which are found here and again in backward; saves the mask."""
         node = self.link("IndexBackward0", _masked_backward, (mask,), (x.edge,), (x.shape, x.numel))
         dims = len(mask.shape)
         places = self.new((count, dims), count * dims, INT64, "nonzero", bytes_of(mask))

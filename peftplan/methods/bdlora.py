@@ -2,8 +2,8 @@
 
 Mirrors peft 0.21 tuners/lora/variants.py (BlockDiagonalLinear, BdLoraLinearVariant).
 
-A is block-diagonal over linears that are split by rows, B over those split by columns; a block-diagonal factor has the
-blocks alone. Source: bdlora
+A is block-diagonal over linears that are split by rows, B over those split by columns; such a factor has its blocks
+alone. Source: bdlora
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class BdloraLinear(Module):
         for name, inputs, outputs in (("A", base.in_features, rank), ("B", rank, base.out_features)):
             if name == diagonal and (inputs % blocks or outputs % blocks):
                 raise BadInput(
-                    f"--method-option nblocks={blocks} does not divide a block-diagonal factor of {inputs} inputs and "
-                    f"{outputs} outputs; give a divisor of both, or another --rank"
+                    f"--method-option nblocks={blocks} does not divide a block-diagonal factor of {inputs} inputs "
+                    f"and {outputs} outputs; give a divisor of both, or another --rank"
                 )
             factor = BlockDiagonal(inputs, outputs, blocks, dtype) if name == diagonal else None
             self.add(f"lora_{name}", factor or adapter_linear(inputs, outputs, dtype))
@@ -97,8 +97,8 @@ def apply(model: ModelSpec, method: MethodSpec) -> None:
     """Freeze the base and put adapters beside the targets, one factor of each block-diagonal."""
     if method.quant is not None:
         raise BadInput(
-            f"--method bdlora with --quant {method.quant.kind}: over packed linears peft 0.21 leaves the blocks out and "
-            "puts plain LoRA; leave --quant out, or take --method qlora"
+            f"--method bdlora with --quant {method.quant.kind}: over packed linears peft 0.21 leaves out the "
+            "blocks and puts plain LoRA; leave --quant out, or take --method qlora"
         )
     freeze(model, method)
     found = matched(model, method.targets)
@@ -114,7 +114,7 @@ def _diagonal(path: str, options: BdloraOptions) -> str:
     hits = [factor for factor, parts in lists.items() if any(part in path for part in parts)]
     if len(hits) > 1:
         raise BadInput(
-            f"--method bdlora: {path} is in both target_modules_bd_a and target_modules_bd_b; name it in one of them"
+            f"--method bdlora: {path} is in both target_modules_bd_a and target_modules_bd_b; leave one of them out"
         )
     if not hits and options.match_strict:
         raise BadInput(

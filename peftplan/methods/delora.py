@@ -59,6 +59,29 @@ class DeloraLinear(Module):
         del of_a, of_b
         return t.to(result, dtype)  # type: ignore[no-any-return]
 
+    def merge(self, t: Ops) -> None:
+        """Add the delta in the weight's type: in place, or to a copy that a new sum replaces."""
+        weight = self.base_layer.weight
+        delta = t.to(self._delta_weight(t), weight.dtype)
+        if not t.safe:
+            t.add_in_place(weight, delta)
+            return
+        copy = t.add(t.clone(weight), delta)
+        t.check(copy)
+        t.place(weight, copy)
+
+    def _delta_weight(self, t: Ops) -> Tensor:
+        """B diag(scaling) A, then every column by the weight's norm."""
+        a, b, rank = self.delora_A, self.delora_B, self.rank
+        of_a, of_b = t.clamp(t.norm(a, (rank,)), 1), t.clamp(t.norm(b, (rank,)), 1)
+        scaling = t.div(t.mul_scalar(self.delora_lambda, "div"), t.mul(of_a, of_b))
+        diagonal = t.new((rank, rank), rank**2, scaling.dtype, "diag_embed")
+        del scaling
+        out = t.matmul(t.matmul(b, diagonal, b.shape), a, (b.shape[0], a.shape[1]))
+        out = t.mul(out, self.delora_w_norm)
+        del of_a, of_b, diagonal
+        return out  # type: ignore[no-any-return]
+
 
 def apply(model: ModelSpec, method: MethodSpec) -> None:
     """Freeze the base and put normalised factors beside every target."""

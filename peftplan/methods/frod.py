@@ -77,8 +77,8 @@ class FrodLinear(Module):
         turned = t.linear(flat, t.view(inner, inner.shape))
         if turned.dtype is FP32:
             raise BadInput(
-                "--method frod in fp32: peft multiplies a sparse matrix there, whose kernels are not modelled; take "
-                "--precision bf16-mixed"
+                "--method frod in fp32: peft multiplies a sparse matrix there, whose kernels are not modelled; "
+                "take --precision bf16-mixed"
             )
         dense = t.densified(values, sparse, (frame.size, frame.size))
         beside = t.linear(turned, dense)

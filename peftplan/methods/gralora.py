@@ -16,7 +16,6 @@ from pydantic import Field
 from peftplan.errors import BadInput
 from peftplan.methods.method import Method, Options
 from peftplan.methods.wrapping import adapt, adapter, adapter_linear
-from peftplan.specs.formats import DType
 from peftplan.specs.method import MethodSpec
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Conv1D, Linear, Module, Ops

@@ -1,7 +1,7 @@
 """HiRA: the weight times a low-rank matrix, entry by entry, is added to it. Mirrors peft 0.21 tuners/hira.
 
-The product of both factors is as large as the weight, and so is what the weight makes of it: every target holds one of
-each until its backward pass. Source: hira
+The product of both factors is as large as the weight, and so is what the weight makes of it: every target
+makes both on every pass, and holds what backward needs of them. Source: hira
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class HiraLinear(Module):
         base, a, b = self.base_layer, self.hira_A, self.hira_B
         result = t.call("base_layer", base, x)
         dtype = result.dtype
-        product = t.matmul(t.view(a, a.shape[::-1]), t.view(b, b.shape[::-1]), (base.in_features, base.out_features))
+        product = t.matmul(
+            t.view(a, a.shape[::-1]), t.view(b, b.shape[::-1]), (base.in_features, base.out_features)
+        )
         x = t.to(x, a.dtype)
         dropped = t.dropout(x, self.dropout)
         shown = t.view(product, (base.out_features, base.in_features))

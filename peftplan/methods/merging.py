@@ -49,6 +49,18 @@ def add_to_weight(t: Ops, weight: Parameter, delta: Delta, named: bool = False) 
     t.place(weight, copy)
 
 
+def add_held(t: Ops, weight: Parameter, delta: Delta) -> None:
+    """The same where a variable keeps the delta while the sum is looked through."""
+    refuse_packed_merge(weight, "")
+    copy = t.clone(weight) if t.safe else weight
+    held = delta(t)
+    copy = t.add_in_place(copy, held)
+    if t.safe:
+        t.check(copy)
+        t.place(weight, copy)
+    del held
+
+
 def pack_with(t: Ops, weight: Parameter, dense: Tensor) -> None:
     """A packed weight is packed anew from what it became, which may be looked through first."""
     if t.safe:

@@ -18,7 +18,7 @@ SHARED = ("rank", "alpha", "dropout", "targets", "bias", "modules_to_save", "ada
 class Options(BaseModel):
     """Options of one method alone, under the names that peft's config has for them; this one has none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

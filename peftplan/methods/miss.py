@@ -116,7 +116,7 @@ class MissLinear(Module):
 class BatLinear(Module):
     """(W + W_blocks @ blocks + blocks) x: the weight is copied, multiplied and summed on every pass.
 
-    The product of two tensors of four dimensions copies the first, and the second spread over all columns of blocks.
+    The product of two tensors of four dimensions copies both, the second spread over all columns of blocks.
     """
 
     applied_often = True  # the blocks are multiplied by, and added
@@ -166,9 +166,8 @@ def apply(model: ModelSpec, method: MethodSpec) -> None:
     for linear in adapted:
         if options.form == "bat" and (linear.in_features % method.rank or linear.out_features % method.rank):
             raise BadInput(
-                f"--rank {method.rank} with --method-option init_weights=bat divides a target's weight into square "
-                f"blocks, and one has {linear.in_features} inputs and {linear.out_features} outputs; give a divisor of "
-                "both"
+                f"--rank {method.rank} with --method-option init_weights=bat divides weights into square blocks, "
+                f"and one has {linear.in_features} inputs and {linear.out_features} outputs; give a divisor of both"
             )
         if method.rank > linear.in_features:
             raise BadInput(

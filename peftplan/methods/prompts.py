@@ -183,7 +183,11 @@ def apply_prompt_tuning(model: ModelSpec, method: MethodSpec) -> None:
     _decoder_only(model, "prompt-tuning")
     freeze(model, method)
     width = table_of_tokens(model)[2].weight.shape[1]
-    put_prompt(model, method.options.num_virtual_tokens, PromptEmbedding(method.options.num_virtual_tokens, width, method.adapter_dtype))
+    put_prompt(
+        model,
+        method.options.num_virtual_tokens,
+        PromptEmbedding(method.options.num_virtual_tokens, width, method.adapter_dtype),
+    )
     finish(model, method)
 
 
@@ -193,7 +197,11 @@ def apply_p_tuning(model: ModelSpec, method: MethodSpec) -> None:
     freeze(model, method)
     width = table_of_tokens(model)[2].weight.shape[1]
     hidden = method.options.encoder_hidden_size or width
-    put_prompt(model, method.options.num_virtual_tokens, PromptEncoder(method.options.num_virtual_tokens, width, hidden, method.adapter_dtype))
+    put_prompt(
+        model,
+        method.options.num_virtual_tokens,
+        PromptEncoder(method.options.num_virtual_tokens, width, hidden, method.adapter_dtype),
+    )
     finish(model, method)
 
 
@@ -202,7 +210,9 @@ def apply_multitask(model: ModelSpec, method: MethodSpec) -> None:
     _decoder_only(model, "multitask-prompt-tuning")
     freeze(model, method)
     width = table_of_tokens(model)[2].weight.shape[1]
-    put_prompt(model, method.options.num_virtual_tokens, MultitaskEmbedding(method.options, width, method.adapter_dtype))
+    put_prompt(
+        model, method.options.num_virtual_tokens, MultitaskEmbedding(method.options, width, method.adapter_dtype)
+    )
     finish(model, method)
     model.names_tasks = True
     model.adapter_checkpoint_bytes = adapter_bytes(model)

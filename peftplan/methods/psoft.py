@@ -2,8 +2,8 @@
 
 Mirrors peft 0.21 tuners/psoft/layer.py.
 
-The matrix is made on every pass from the upper triangle of a skew one, by Cayley's transform (a system of equations,
-or a short series), and its rows and columns are scaled by trained vectors. Source: psoft
+The matrix is made on every pass from the upper triangle of a skew one, by Cayley's transform (a system of
+equations, or a short series), and its rows and columns are scaled by trained vectors. Source: psoft
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class PsoftOptions(Options):
     ab_svd_init: Annotated[
         Literal["psoft_init", "pissa_init"], Field(description="which factor has the singular values; no bytes")
     ] = "psoft_init"
-    psoft_svd: Annotated[
-        Literal["full", "lowrank"], Field(description="how targets are factored at the start")
-    ] = "full"
+    psoft_svd: Annotated[Literal["full", "lowrank"], Field(description="how targets are factored at the start")] = (
+        "full"
+    )
 
 
 class Rotation(Module):
@@ -144,8 +144,8 @@ def apply(model: ModelSpec, method: MethodSpec) -> None:
         most = min(linear.in_features, linear.out_features)
         if method.rank > most:
             raise BadInput(
-                f"--rank {method.rank} with --method psoft: a target has {most} singular vectors; give --rank {most} "
-                "or less"
+                f"--rank {method.rank} with --method psoft: a target has {most} singular vectors; "
+                f"give --rank {most} or less"
             )
     if method.options.psoft_svd == "full":
         factoring_note(model, adapted)

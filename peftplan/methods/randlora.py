@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from peftplan.methods.merging import add_to_weight
 from peftplan.methods.method import Method, Options
 from peftplan.methods.quantize import Linear4bit
 from peftplan.methods.targets import matched
@@ -66,6 +67,17 @@ class RandloraLinear(Module):
         x = t.to(x, second.dtype)
         result = t.add(result, t.mul_scalar(self._product(t, t.dropout(x, self.dropout), first, second)))
         return t.to(result, dtype)  # type: ignore[no-any-return]
+
+    def merge(self, t: Ops) -> None:
+        """Add the product of both, scaled."""
+        add_to_weight(t, self.base_layer.weight, self._delta_weight)
+
+    def _delta_weight(self, t: Ops) -> Tensor:
+        first, second = self._factors(t)
+        update = t.matmul(second, first, self.base_layer.weight.shape)
+        scaled = t.mul_scalar(update)
+        del first, second, update
+        return scaled  # type: ignore[no-any-return]
 
     def _product(self, t: Ops, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         inner = t.linear(x, first)

@@ -2,8 +2,8 @@
 
 Mirrors peft 0.21 tuners/supertuning/layer.py.
 
-On every pass the numbers are added to a copy of the weight, which the product keeps for backward, where the gradient
-of the whole weight is made, to pick from. Source: supertuning
+On every pass the numbers are added to a copy of the weight, which the product keeps for backward, where the
+gradient of the whole weight is made, to pick from. Source: supertuning
 """
 
 from __future__ import annotations

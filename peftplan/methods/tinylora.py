@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from peftplan.methods.merging import add_held
 from peftplan.methods.method import Method, Options
 from peftplan.methods.wrapping import adapt, adapter, adapter_bytes, buffer_dtype, factoring_note, refuse_packed
 from peftplan.specs.formats import DType
@@ -74,11 +75,25 @@ class TinyloraLinear(Module):
         result = t.add(result, delta)
         return t.to(result, dtype)  # type: ignore[no-any-return]
 
+    def merge(self, t: Ops) -> None:
+        """Add the product of all three."""
+        add_held(t, self.base_layer.weight, self._delta_weight)
+
+    def _delta_weight(self, t: Ops) -> Tensor:
+        a, b, shared = self.tinylora_A, self.tinylora_B, self.shared
+        middle = t.to(self._spanned(t, shared.of_group[0] if shared else self.tinylora_v), a.dtype)
+        wide_a, wide_b, middle = t.widened(a), t.widened(b), t.widened(middle)
+        out = t.matmul(t.matmul(wide_b, middle, b.shape), wide_a, self.base_layer.weight.shape)
+        return t.to(out, a.dtype)  # type: ignore[no-any-return]
+
     def _matrix(self, t: Ops) -> Tensor:
         shared, vector = self.shared, self.parameters.get("tinylora_v")
         if shared is not None:
             cast = t.autocast_to(shared.given[shared.places[t.layer, id(self)]], t.autocast)
             vector = t.seen(cast, (1, 1, cast.numel))
+        return self._spanned(t, vector)
+
+    def _spanned(self, t: Ops, vector: Tensor) -> Tensor:
         bases = t.to(self.tinylora_P, self.dtype)
         spanned = t.einsum(vector, bases, (1, 1, self.rank**2))
         return t.view(spanned, (self.rank, self.rank))  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
 """UniLoRA: LoRA whose factors are drawn from one short trained vector. Mirrors peft 0.21 tuners/unilora.
 
-Every number of every factor is an entry of the vector, found by an index of its own and scaled so that the map keeps
-lengths: indices (8 bytes each) and scales stand beside the weights, and both factors are gathered on every pass.
-Source: unilora
+Every number of every factor is an entry of the vector, found by an index of its own and scaled so that the map
+keeps lengths: indices (8 bytes each) and scales stand beside the weights, and both factors are gathered on every
+pass. Source: unilora
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from peftplan.errors import BadInput
+from peftplan.methods.merging import add_to_weight
 from peftplan.methods.method import Method, Options
 from peftplan.methods.wrapping import adapt, adapter, adapter_bytes, buffer_dtype
 from peftplan.specs.formats import INT64, DType
@@ -71,13 +72,28 @@ class UniloraLinear(Module):
         del outer
         return t.to(result, dtype)  # type: ignore[no-any-return]
 
+    def merge(self, t: Ops) -> None:
+        """Add the product of both factors."""
+        add_to_weight(t, self.base_layer.weight, self._delta_weight)
+
+    def _delta_weight(self, t: Ops) -> Tensor:
+        theta = self.theta.unilora_theta_d
+        narrow, numbers = t.narrow_on_host(theta), t.widened(theta)
+        scales_a = t.widened(self.unilora_scales_A) if narrow else self.unilora_scales_A
+        scales_b = t.widened(self.unilora_scales_B) if narrow else self.unilora_scales_B
+        a = t.mul(t.rows(numbers, self.unilora_indices_A), scales_a)
+        b = t.mul(t.rows(numbers, self.unilora_indices_B), scales_b)
+        del numbers, scales_a, scales_b
+        out = t.matmul(b, a, self.base_layer.weight.shape)
+        return t.to(out, theta.dtype)  # type: ignore[no-any-return]
+
 
 def apply(model: ModelSpec, method: MethodSpec) -> None:
     """Freeze the base, put the vector beside the model, and indices and scales beside the targets."""
     if method.quant is not None:
         raise BadInput(
-            f"--method unilora with --quant {method.quant.kind}: peft 0.21 casts its scales to the type of the packed "
-            "weights, which makes them zero; leave --quant out, or take --method qlora"
+            f"--method unilora with --quant {method.quant.kind}: peft 0.21 casts its scales to the type of the "
+            "packed weights, which makes them zero; leave --quant out, or take --method qlora"
         )
     theta = Theta(method.options.theta_d_length, method.adapter_dtype)
     adapt(model, method, lambda base: UniloraLinear(base, theta, method))

@@ -1,10 +1,10 @@
 """WaveFT: few trained numbers among the wavelet coefficients of what is added to the weight.
 
-Mirrors peft 0.21 tuners/waveft (waverec2d.py: one level of the inverse transform, as a transposed convolution of the
-four quarters of a matrix of coefficients).
+Mirrors peft 0.21 tuners/waveft (waverec2d.py: one level of the inverse transform, as a transposed convolution of
+the four quarters of a matrix of coefficients).
 
-That matrix, its quarters stacked, and the delta weight are each as large as the weight, and made on every pass. Filters
-longer than Haar's pad the coefficients and crop the result. Source: waveft
+That matrix, its quarters stacked, and the delta weight are each as large as the weight, and made on every pass.
+Filters longer than Haar's pad the coefficients and crop the result. Source: waveft
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear, Module, Ops
 from peftplan.specs.tensors import Tensor
 
-# Families of wavelets: the length of a filter for each step of its number, and the numbers that peft has filters for.
+# Families of wavelets: the length of a filter for each step of its number, and the numbers that peft knows.
 _FAMILIES = {"db": (2, range(1, 11)), "sym": (2, range(2, 11)), "coif": (6, range(1, 6))}
 
 

@@ -17,7 +17,16 @@ from peftplan.optimizers.schedule_free import SCHEDULE_FREE
 from peftplan.optimizers.torch_rows import TORCH
 from peftplan.optimizers.torchao import TORCHAO
 
-__all__ = ["ALIASES", "OPTIMIZERS", "Foreach", "Optimizer", "OptimizerOptions", "Weight", "canonical"]
+__all__ = [
+    "ALIASES",
+    "OPTIMIZERS",
+    "Foreach",
+    "Optimizer",
+    "OptimizerOptions",
+    "Weight",
+    "by_any_name",
+    "canonical",
+]
 
 _TABLES = (
     TORCH,
@@ -31,6 +40,11 @@ _TABLES = (
 )
 OPTIMIZERS: dict[str, Optimizer] = {row.name: row for table in _TABLES for row in table}
 ALIASES: dict[str, str] = {alias: row.name for row in OPTIMIZERS.values() for alias in row.aliases}
+
+
+def by_any_name() -> dict[str, Optimizer]:
+    """Every row, under each of its names."""
+    return {**OPTIMIZERS, **{alias: OPTIMIZERS[name] for alias, name in ALIASES.items()}}
 
 
 def canonical(name: str) -> str:

@@ -74,14 +74,15 @@ def _row(
 
 _PAGED = "in managed memory, which may move to the host"
 
+ADAMW_8BIT = _row(
+    "adamw-8bit",
+    "bitsandbytes AdamW8bit: two bytes a parameter and block scales",
+    _ADAM,
+    eight_bit=True,
+    aliases=("adamw-bnb-8bit",),
+)
 BITSANDBYTES = (
-    _row(
-        "adamw-8bit",
-        "bitsandbytes AdamW8bit: two bytes a parameter and block scales",
-        _ADAM,
-        eight_bit=True,
-        aliases=("adamw-bnb-8bit",),
-    ),
+    ADAMW_8BIT,
     _row(
         "paged-adamw-8bit",
         f"bitsandbytes PagedAdamW8bit: two bytes a parameter {_PAGED}",

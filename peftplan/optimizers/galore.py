@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from peftplan.optimizers.bitsandbytes import ADAMW_8BIT, in_eight_bits
 from peftplan.optimizers.factored import approximate, clip_update, factor_bytes, fp32, wide
 from peftplan.optimizers.projection import (
     LowRankOptions,
@@ -103,6 +104,51 @@ def _galore_adafactor(t: Ops, groups: Groups, options: LowRankOptions, renews: b
     del grad, weight, update
 
 
+def _eight_bit_states(weight: Weight, options: LowRankOptions) -> States:
+    """bitsandbytes' states of what is left of a gradient, and a norm each.
+
+    galore_torch hands `percentile_clipping` where releases of bitsandbytes since have `max_unorm`.
+    """
+    weight = weight._replace(wide=False)  # Trainer does not take this for an optimizer of bitsandbytes
+    if not targeted(weight, options):
+        return [*ADAMW_8BIT.states(weight, options), ("norm of the update", 4)]
+    narrow = weight._replace(shape=narrowed(weight.shape, svd_rank(weight, options)))
+    kept = projection_bytes(weight, weight.dtype, options)
+    return [("projections", kept), *ADAMW_8BIT.states(narrow, options), ("norm of the update", 4)]
+
+
+def _eight_bit_tables(weight: Weight, options: LowRankOptions) -> tuple[int, ...]:
+    if targeted(weight, options):
+        weight = weight._replace(shape=narrowed(weight.shape, svd_rank(weight, options)))
+    return ADAMW_8BIT.tables(weight._replace(wide=False), options)
+
+
+def _galore_eight_bit(t: Ops, groups: Groups, options: LowRankOptions, renews: bool) -> None:
+    """The projected gradient takes the place of the gradient, and for a while a copy of it that of the weight."""
+    kept: list[Tensor] = []
+    for group in groups:
+        for row in group:
+            size = row.num_bytes
+            if not targeted(row, options):
+                _update_in_eight_bits(t, row)
+                continue
+            projector = Projector(t, row, row.dtype, options, False)
+            kept.append(projector.down(renews))
+            few = kept[-1].numel * row.dtype.itemsize
+            clone = t.new(row.shape, row.numel, row.dtype, "weight, cloned", size)
+            narrow = [t.new(projector.shape, projector.numel, row.dtype, "projected gradient, cloned", few)]
+            t.let_go(size)  # the weight, whose place its clone takes for good
+            t.write("zero_", row.dtype, 0, few)
+            t.let_go(size)  # the gradient
+            _update_in_eight_bits(t, row._replace(shape=projector.shape))
+            wide_update = [projector.up(narrow)]
+            t.write("add_", row.dtype, 2 * size, size)
+            t.write("add_", row.dtype, size, size)  # weight decay
+            del narrow, wide_update, clone
+            t.let_go(-size)
+    kept.clear()
+
+
 GALORE = Optimizer(
     "galore-adamw",
     "GaLore: AdamW, looped, on projected gradients of the targeted linears, and on whole ones of the rest",
@@ -115,6 +161,27 @@ GALORE = Optimizer(
     refuses=no_target,
     takes_masters=False,
     notes=(SVD_NOTE,),
+)
+def _update_in_eight_bits(t: Ops, row: Weight) -> None:
+    """bitsandbytes' kernel; where states are in fp32, the norm of what is updated comes first."""
+    row = row._replace(wide=False)
+    size, states = row.num_bytes, sum(num_bytes for _, num_bytes in ADAMW_8BIT.states(row, None))
+    if not in_eight_bits(row):
+        copy = wide(t, row, "weight in fp32") if row.narrow else None
+        t.new((), 1, FP32, "linalg_vector_norm", 4 * row.numel)
+        del copy
+    t.write("optimizer_update", row.dtype, 2 * size + states, size + states)
+
+
+EIGHT_BIT = replace(
+    GALORE,
+    name="galore-adamw-8bit",
+    summary="GaLore with bitsandbytes AdamW8bit: projections, and two bytes for each value of what they leave",
+    states=_eight_bit_states,
+    tables=_eight_bit_tables,
+    aliases=("galore-8bit",),
+    step=_galore_eight_bit,
+    every=True,
 )
 GALORE_ROWS = (
     GALORE,
@@ -140,6 +207,14 @@ GALORE_ROWS = (
         states=_adafactor_states,
         aliases=(),
         step=_galore_adafactor,
+        in_backward=True,
+    ),
+    EIGHT_BIT,
+    replace(
+        EIGHT_BIT,
+        name="galore-adamw-8bit-layerwise",
+        summary="GaLore with bitsandbytes AdamW8bit, each tensor updated as its gradient comes",
+        aliases=(),
         in_backward=True,
     ),
 )

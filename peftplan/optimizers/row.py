@@ -50,7 +50,7 @@ class Weight(NamedTuple):
 class OptimizerOptions(BaseModel):
     """Options of one optimizer alone, under its library's names; this one has none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class Foreach(NamedTuple):

@@ -156,10 +156,10 @@ PAPERS: dict[str, Source] = {
         "arXiv:2503.18225, section 3",
         "2025",
     ),
-    "pvera": Source(
-        "PVeRA: Probabilistic Vector-Based Random Matrix Adaptation", "arXiv:2512.07703", "2025"
+    "pvera": Source("PVeRA: Probabilistic Vector-Based Random Matrix Adaptation", "arXiv:2512.07703", "2025"),
+    "waveft": Source(
+        "Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets", "arXiv:2505.12532", "2025"
     ),
-    "waveft": Source("Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets", "arXiv:2505.12532", "2025"),
     "bdlora": Source(
         "Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor Parallel LoRA Serving",
         "arXiv:2510.23346",

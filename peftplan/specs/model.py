@@ -73,7 +73,7 @@ class ModelSpec:
     behind_loss: Callable[[Ops, Tensor], Tensor] | None = None
     plays_each: bool = False
     # a loss that a method computes from the logits, and puts in the place of the model's own
-    second_loss: Callable[[Ops, Tensor], Tensor] | None = None
+    second_loss: Callable[[Ops, Tensor, Tensor], Tensor] | None = None
     # whether a batch names the task of each sequence
     names_tasks: bool = False
     initialisation: Initialisation | None = None  # what a method computes once before training

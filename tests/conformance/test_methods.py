@@ -171,6 +171,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
             "method_options": {"num_virtual_tokens": 9, "num_frozen_tokens": 0},
         },
     ),
+    ("cpt", {"method_options": {"num_virtual_tokens": 7}, "micro_batch": 3, "quant": "nf4"}),
+    ("cpt", {"loop": "trainer", "grad_accum": 2, "adapter_dtype": "bf16"}),
     ("beft", {"quant": "int8", "adapter_dtype": "bf16"}),
     ("beft", {"targets": "mlp", "bias": "all", "micro_batch": 2}),
 ]

@@ -18,10 +18,11 @@ pytest.importorskip("bitsandbytes")
 
 from test_trace_options import LLAMA, MIXED_TYPES, compared, gpt2
 
-from peftplan import Request
+from peftplan import Request, estimate
 from peftplan.errors import BadInput, MachineLacks
 from peftplan.measure.trace.optimizer_makers import MAKERS
 from peftplan.measure.trace.plan import plan_trace
+from peftplan.measure.trace.replay import replay
 from peftplan.measure.trace.runner import run
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.planner import settle
@@ -99,6 +100,19 @@ def test_ranks_and_targets_agree_to_the_byte(name: str, precision: str, options:
 def test_a_family_with_biases_and_a_tied_head_agrees_to_the_byte(name: str) -> None:
     """GPT-2's transposed matrices, biases and tied embeddings."""
     compared(gpt2(), "full", of(name, loop="trainer"))
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"),
+    [("adamw", True), ("lion-8bit", True), ("adafactor", True), ("muon", False), ("adafactor-torch", False)],
+)
+def test_what_the_allocator_reserves_agrees(name: str, inside: bool) -> None:
+    """States that are made inside the first backward lie between activations: a segment or two apart at most."""
+    request = Request(
+        model=LLAMA, method="full", seq_len=256, optimizer=name, optimizer_in_backward=inside, micro_batch=2
+    )
+    traced = replay(run(plan_trace(request).job, lambda *_: None)).segments.reserved.num_bytes
+    assert estimate(request).memory.peak_reserved_bytes == pytest.approx(traced, abs=4 * 1024**2)
 
 
 @pytest.mark.parametrize("options", [{}, {"offload_gradients": True}, {"minimal_size": 100_000}])

@@ -38,14 +38,14 @@ LLAMA = {
 }
 
 
-def gpt2() -> dict[str, Any]:
-    """GPT-2 with two blocks."""
-    record = find_model("openai-community/gpt2")
+def small(name: str) -> dict[str, Any]:
+    """A model of the catalogue with two blocks."""
+    record = find_model(name)
     assert record is not None
     return with_layers(dict(record.config), 2)
 
 
-MODELS = {"llama": LLAMA, "gpt2": gpt2()}
+MODELS = {"llama": LLAMA, **{name: small(name) for name in ("gpt2", "bert-base-uncased", "roberta-base")}}
 
 
 def compared(model: str, options: dict[str, Any]) -> None:
@@ -70,6 +70,9 @@ CLASSIFICATION = [
     ("llama", {"method": "ia3", "micro_batch": 2, "modules_to_save": ["embed_tokens"]}),
     ("gpt2", {"method": "full", "micro_batch": 2}),
     ("gpt2", {"method": "lora", "micro_batch": 2, "num_labels": 1, "padding": True}),
+    ("bert-base-uncased", {"method": "full", "micro_batch": 3, "num_labels": 3}),
+    ("bert-base-uncased", {"method": "lora", "micro_batch": 2, "loop": "trainer", "num_labels": 1}),
+    ("roberta-base", {"method": "lora", "micro_batch": 3, "padding": True}),
 ]
 
 
@@ -112,6 +115,11 @@ def test_a_batch_without_padding_agrees_with_the_trace_to_the_byte(case: tuple[s
         ({"method": "prompt-tuning"}, "virtual tokens"),
         ({"model": "facebook/opt-350m"}, "opt is handed none"),
         ({"transformers": "4.46"}, "from 4.53 on"),
+        ({"model": "bert-base-uncased", "style": "dpo", "padding_free": False, "seq_len": 64}, "bert is none"),
+        (
+            {"model": "bert-base-uncased", "style": "classification", "padding_free": False, "method": "qlora"},
+            "leave --quant out",
+        ),
         ({"num_labels": 3}, "--num-labels is of --style classification"),
         ({"style": "classification", "padding_free": False, "loss": "fused"}, "leave --loss out"),
         ({"style": "classification", "padding_free": False, "method": "prompt-tuning"}, "virtual tokens"),

@@ -53,7 +53,7 @@ class Grpo(Style):
         second = torch.clamp(first, 1 - _REACH, 1 + _REACH)
         whole, clipped = first * advantages, second * advantages
         of_token = -torch.min(whole, clipped)
-        if reference is not None:
+        if apart is not None:
             of_token = of_token + _BETA * apart
         loss = (of_token * mask).sum() / (batch["num_items"] / 1)
         count = mask.sum().clamp(min=1.0)

@@ -65,7 +65,8 @@ def _parameter(parameter: torch.nn.Parameter, make: Make, again: Make) -> torch.
 def as_packed(data: torch.Tensor, kind: type, fields: Mapping[str, Any]) -> torch.nn.Parameter:
     """Packed bytes as a weight of bitsandbytes' class, which is the fake tensors' too."""
     new = torch.nn.Parameter(data, requires_grad=False)
-    new.__class__ = _both(type(new), kind)
+    kinds: tuple[Any, Any] = type(new), kind
+    new.__class__ = _both(*kinds)
     for name, value in fields.items():
         setattr(new, name, value)
     return new

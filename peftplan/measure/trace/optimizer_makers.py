@@ -275,6 +275,7 @@ _BY_CHANNEL = {"proj": "random", "scale_type": "channel"}
 MAKERS: dict[str, Callable[[Ask], Any]] = {
     "muon": _muon,
     "galore-adamw": _low_rank(*_GALORE, "GaLoreAdamW", {}),
+    "galore-adamw-8bit": _low_rank(*_GALORE, "GaLoreAdamW8bit", {}),
     "galore-adafactor": _low_rank(*_GALORE, "GaLoreAdafactor", {}),
     "apollo-adamw": _low_rank(*_APOLLO, "APOLLOAdamW", _BY_CHANNEL),
     "apollo-mini": _low_rank(*_APOLLO, "APOLLOAdamW", {"proj": "random", "scale_type": "tensor"}),

@@ -41,6 +41,8 @@ def patched(job: Job, attention: Attention) -> Iterator[None]:
         _replace(stack, amp, "amp_definitely_not_available", lambda: False)
         if str((job.peft or {}).get("peft_type", "")).upper() in OF_SPARSE_TENSORS:
             without_sparse_tensors(partial(_replace, stack))
+        examples = getattr(_module("peft.tuners.cpt.model"), "CPTEmbedding", None)
+        _replace(stack, examples, "get_projection", _projected)
         if job.device == "cuda":
             stack.enter_context(pretended(job.compute_capability))
         if job.device != "cpu":
@@ -63,6 +65,17 @@ def _replace(stack: ExitStack, module: Any, name: str, value: Any) -> None:
     before = getattr(module, name)
     setattr(module, name, value)
     stack.callback(setattr, module, name, before)
+
+
+def _projected(examples: Any) -> torch.Tensor:
+    """CPT's weight within bounds: in its own storage, as that of a copy would count as none of the weights'."""
+    with torch.no_grad():
+        weight = examples.delta_embedding.weight
+        copy = weight.clone().to(weight.device)
+        norms = torch.norm(copy, p=2, dim=1)
+        long = norms > 0
+        del copy, norms, long
+    return weight.data
 
 
 def _format(tensor: torch.Tensor, form: str) -> str:

@@ -84,6 +84,8 @@ class TracePlan:
         layers = num_layers(self.job.config, self.found.id)
         if layers != self.whole_layers:
             notes.append(f"only the first {layers} of {self.whole_layers} blocks were traced (--layers)")
+        if self.settings.step.style.generates:
+            notes.append("generation is not traced: its moment is left out, and its seconds are the closed form's")
         if self.refusal:
             notes.append(f"the closed form does not take this config: {self.refusal}")
         elif self.model is None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -105,6 +106,7 @@ def _run(job: Job, notes: list[str], package: flash_package.FlashPackage, progre
             tracker.take_cublas_workspace("forward")
             training = (TrainerLoop if job.trainer else Training)(job, model, inner, tracker)
             training.stand_beside(second)
+            training.tag_weights = partial(tag_standing, tracker, model, adapters)
             for number in range(job.num_steps):
                 tag_standing(tracker, model, adapters)  # a first pass may have put others in place of some
                 tracker.settle()

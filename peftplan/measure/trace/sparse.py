@@ -1,4 +1,4 @@
-"""SHiRA and FRoD without sparse tensors, which fake ones cannot be: what torch's CUDA kernels take for them, made dense.
+"""SHiRA and FRoD without sparse tensors, which fake ones cannot be: what CUDA kernels take for them, made dense.
 
 Source: torch-sparse (SparseCUDATensorMath.cu, SparseTensor.cpp, SparseTensorMath.cpp)
 """

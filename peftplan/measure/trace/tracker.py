@@ -136,6 +136,10 @@ class Tracker(TorchDispatchMode):
         self.backward_workspace_taken = self.backward_workspace_taken or thread == "backward"
         self.buffers([self.cublas_workspace_bytes], f"cuBLAS workspace ({thread})", WORKSPACE, keep=True)
 
+    def drop_loss(self) -> None:
+        """One of the losses that were computed is not the one that backward begins with."""
+        self._loss_pieces -= 1
+
     def end_loss(self) -> None:
         """The loss has given its gradient to the head."""
         self._loss_ends = False

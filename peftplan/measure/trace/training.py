@@ -5,7 +5,7 @@ Labels go to the model, its output is dropped before backward, gradients are set
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +17,7 @@ from peftplan.measure.trace.grpo import Grpo
 from peftplan.measure.trace.job import Job
 from peftplan.measure.trace.model import FLOATS
 from peftplan.measure.trace.odds import Kto, Orpo
-from peftplan.measure.trace.optimizer_makers import LEARNING_RATE
+from peftplan.measure.trace.optimizer_makers import LEARNING_RATE, InBackward
 from peftplan.measure.trace.preference import Dpo, adapters_off
 from peftplan.measure.trace.recording import (
     BACKWARD,
@@ -42,6 +42,8 @@ STYLES: dict[str, Style] = {
     "kto": Kto(),
     "grpo": Grpo(),
 }
+# A second loss takes the place of the model's own.
+_OF_TWO_LOSSES = ("CPT",)
 # Methods that learn for several tasks: each row of a batch says which is its own.
 _OF_TASKS = ("MULTITASK_PROMPT_TUNING", "POLY")
 
@@ -63,6 +65,7 @@ class Training:
             self.masters = [torch.nn.Parameter(p.detach().float()) for p in self.trained]
             tracker.tag(self.masters, MASTER)
         self.num_gradients = 0
+        self.tag_weights: Callable[[], None] = lambda: None  # says what weights are, whose place others may have taken
         self.buckets = Buckets(self.trained, tracker) if job.data_parallel else None
         for parameter in self.trained:
             parameter.register_post_accumulate_grad_hook(self._accumulated)
@@ -174,6 +177,8 @@ class Training:
     def _forward_ends(self) -> None:
         """Forward has given its output."""
         tracker = self.tracker
+        if self.job.peft is not None and str(self.job.peft["peft_type"]).upper() in _OF_TWO_LOSSES:
+            tracker.drop_loss()
         tracker.mark("forward end")
         if not tracker.backward_workspace_taken:
             tracker.take_cublas_workspace("backward")
@@ -185,6 +190,8 @@ class Training:
         with self.stepping():
             own = getattr(self.optimizer, "fused_backward", None)
             loss.backward() if own is None else own(loss, LEARNING_RATE)
+        if isinstance(self.optimizer, InBackward):
+            self.tag_weights()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.job.autocast is None or self.job.device == "meta":

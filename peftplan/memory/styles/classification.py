@@ -67,4 +67,4 @@ def loss(passes: Passes, given: Batch) -> tuple[Tensor, Any]:
     return passes.forward(given.ids, given.labels, head)
 
 
-STYLE = Style("classification", batch, loss)
+STYLE = Style("classification", batch, loss, causal=False)

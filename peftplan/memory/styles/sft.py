@@ -68,4 +68,4 @@ def loss(passes: Passes, given: Batch) -> tuple[Tensor, Any]:
     return passes.forward(given.ids, given.labels, head)
 
 
-STYLE = Style("sft", batch, loss)
+STYLE = Style("sft", batch, loss, causal=False)

@@ -30,6 +30,7 @@ class Style:
     name: str
     batch: Callable[[Player, StepSpec], Batch]
     loss: Callable[[Passes, Batch], tuple[Tensor, Any]]
+    causal: bool = True  # made for causal language models alone
 
 
 def whole(t: Player, step: StepSpec, name: str) -> Tensor:

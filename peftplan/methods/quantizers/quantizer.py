@@ -22,7 +22,7 @@ BESIDE_LINEARS = frozenset(
 class QuantOptions(BaseModel):
     """Settings of one quantiser alone, under the names that its config gives them; this one has none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def is_linear(linear: Linear) -> bool:

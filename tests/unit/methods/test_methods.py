@@ -276,6 +276,7 @@ def test_frozen_a_saves_the_inputs_of_its_targets() -> None:
         ({"method": "miss", "rank": 65}, "a target has 64 inputs"),
         ({"method": "miss", "method_options": {"mini_r": 7}}, "does not divide the 64 outputs"),
         ({"method": "prefix-tuning"}, "does not work with gradient checkpointing"),
+        ({"method": "p-tuning-v2"}, "--method p-tuning-v2 does not work with gradient checkpointing"),
         ({"method": "fourierft", "method_options": {"n_frequency": 5000}}, "more than the 4096 numbers"),
         ({"method": "bitfit"}, "has none with this config; take --method ln-tuning"),
         ({"method": "partial", "targets": "nothing"}, "names no module of llama; its linears are q_proj"),
