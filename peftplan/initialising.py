@@ -8,6 +8,7 @@ from peftplan.memory.initialise import beside_the_model
 from peftplan.report import InitialisationFacts
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.run import StepSpec
+from peftplan.units import format_bytes
 
 
 def initialisation_of(
@@ -28,3 +29,15 @@ def initialisation_of(
         disk_bytes=found.disk_bytes,
         disk=found.disk,
     )
+
+
+def initialisation_notes(found: InitialisationFacts | None) -> tuple[str, ...]:
+    """What is to be said of it beside a run."""
+    if found is None:
+        return ()
+    seconds = "" if found.least_s is None else f", no less than {found.least_s:.3g} s"
+    passes = "" if found.reads == "weights" else ", and what passes of the model hold meanwhile"
+    disk = f"; on disk {format_bytes(found.disk_bytes)} for {found.disk}" if found.disk_bytes else ""
+    beside = f"{format_bytes(found.beside_bytes)} beside the model at most{passes}"
+    work = f"{found.num_flop:.2g} flop of factorisations{seconds}"
+    return (f"before training, from {found.reads}: {beside}; {work}{disk}",)

@@ -12,7 +12,7 @@ from peftplan.changes import single_changes
 from peftplan.cost.generating import generation_s
 from peftplan.cost.work import step_work
 from peftplan.errors import BadInput, PeftplanError
-from peftplan.initialising import initialisation_of
+from peftplan.initialising import initialisation_notes, initialisation_of
 from peftplan.memory.account import Account, account_of
 from peftplan.memory.extrapolated import Extrapolated
 from peftplan.memory.generated import before_a_step, within_evaluation
@@ -119,6 +119,7 @@ def estimate(
     resident, num_params = settled.account.resident, settled.num_params
     time = step_time_of(plan, settled)
     cost, cost_notes = cost_of(plan, memory, time)
+    first = initialisation_of(settled.model, plan.step, plan.gpu, memory.moments["loaded"])
     return Report.model_construct(
         schema_version=SCHEMA_VERSION,
         request=plan.request.model_dump(),
@@ -133,7 +134,7 @@ def estimate(
             num_trainable_params=resident.num_trainable,
             trainable_frac=resident.num_trainable / (num_params + resident.num_adapter),
             adapter_checkpoint_bytes=resident.adapter_checkpoint_bytes,
-            initialisation=initialisation_of(settled.model, plan.step, plan.gpu, memory.moments["loaded"]),
+            initialisation=first,
         ),
         memory=memory,
         gpu=_fit(plan.gpu, plan, settled, memory) if plan.gpu is not None else None,
@@ -143,6 +144,7 @@ def estimate(
         versions=plan.versions.by_name(),
         notes=(
             *plan_notes(plan, settled.model, settled.account.timeline.player),
+            *initialisation_notes(first),
             *time_notes(plan.gpu, time, "bf16" in (plan.request.precision or "")),
             *cost_notes,
         ),

@@ -54,8 +54,8 @@ class Request(BaseModel):
         StyleName,
         Field(
             description="training style: sft (the next token), classification (a score head over whole sequences), "
-            "dpo and orpo (pairs with and without a reference; a micro-batch counts pairs), kto (single completions "
-            "against a reference), grpo (completions that the policy generates)"
+            "dpo and orpo (pairs with and without a reference; a micro-batch counts pairs), kto (single "
+            "completions against a reference), grpo (completions that the policy generates)"
         ),
     ] = "sft"
     reference: Annotated[

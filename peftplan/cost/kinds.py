@@ -51,6 +51,7 @@ GATHER = frozenset(
     {
         "embedding",
         "embedding_dense_backward",
+        "coalesce",
         "gather",
         "index",
         "index_add_",
@@ -58,6 +59,9 @@ GATHER = frozenset(
         "index_select",
         "nll_loss_backward",
         "nonzero",
+        "scatter",
+        "scatter_add",
+        "sparse_mask",
     }
 )
 # Fills: they read nothing.

@@ -173,6 +173,7 @@ def _own(module: Module) -> list[Parameter]:
     """What ends with a layer: its adapters, or the original whose place its copy takes."""
     kept = module.children.get("modules_to_save") or _innermost(module)
     left = {id(parameter) for _, parameter in kept.named_parameters()}
+    left |= {id(module.parameters[name]) for name in module.kept_by_model if name in module.parameters}
     return list({id(p): p for _, p in module.named_parameters() if id(p) not in left}.values())
 
 

@@ -152,7 +152,7 @@ def _clip_bytes(trained: list[Trained]) -> int:
 def _step_temporary(
     model: ModelSpec, trained: list[Trained], optimizer: Chosen, master_weights: bool
 ) -> tuple[Tally, Tally]:
-    """The most that the step holds at once, over the tensors of a type together (foreach) or in a loop; and what is gone.
+    """The most that the step holds at once, of the tensors of a type together (foreach) or in a loop; what is gone.
 
     Assumes with master weights: fp32 copies of all gradients replace the 16-bit ones before the step, as
     Megatron-LM's and apex's 16-bit optimizers do without a fused kernel.

@@ -116,12 +116,7 @@ def loop_records(
     if rule.step is None:
         return [], []
     rows = {id(row.parameter): row for row in trained}
-    order = [
-        rows[id(parameter)]
-        for parameter, count in in_order(model)
-        for _ in range(count if rule.every else 1)
-        if id(parameter) in rows
-    ]
+    order = [rows[id(parameter)] for parameter, _ in in_order(model, rule.every) if id(parameter) in rows]
     t = Engine()
     t.lets_go = True
     groups = [[row.weight for row in own(group, optimizer, rule)] for group in in_groups(order, optimizer)]
@@ -140,10 +135,11 @@ def _left(gone: list[int]) -> list[int]:
     return left
 
 
-def in_order(model: ModelSpec) -> Iterator[tuple[Parameter, int]]:
+def in_order(model: ModelSpec, each: bool = False) -> Iterator[tuple[Parameter, int]]:
     """Trained tensors as an optimizer meets them, and how often: embeddings, blocks, what follows them.
 
-    Of blocks that are alike all but the last come together, and then the last: every pair of neighbours is seen.
+    Of blocks that are alike all but the last come together, and then the last, so that every pair of neighbours is
+    seen; or `each` block by itself.
     """
     stem = list(model.stem.walk())
     met: set[int] = set()
@@ -154,7 +150,8 @@ def in_order(model: ModelSpec) -> Iterator[tuple[Parameter, int]]:
                     met.add(id(parameter))
                     yield parameter, 1
         for run in model.runs if embeddings else ():
-            for count in (run.count - 1, 1) if run.count > 1 else (1,):
+            together = (run.count - 1, 1) if run.count > 1 else (1,)
+            for count in (1,) * run.count if each else together:
                 for _, parameter in run.block.named_parameters():
                     if parameter.edge:
                         yield parameter, count

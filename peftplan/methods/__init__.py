@@ -58,6 +58,7 @@ FILES = (
     "adamss",
     "osf",
     "supertuning",
+    "poly",
     "beft",
     "bottleneck",
     "adaption_prompt",

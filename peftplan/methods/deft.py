@@ -79,6 +79,11 @@ def apply(model: ModelSpec, method: MethodSpec) -> None:
             "leave --quant out, or give --method-option para=true"
         )
     adapt(model, method, lambda base: DeftLinear(base, method))
+    if method.options.decomposition_method == "qr":
+        model.notes.append(
+            "QR decompositions are timed by the bytes they move, and their solver's workspace is not counted: "
+            "on a GPU both are more"
+        )
 
 
 METHODS = (

@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from peftplan.methods.method import Method, Options
-from peftplan.methods.wrapping import adapt, adapter, buffer_dtype, refuse_conv1d, refuse_packed
+from peftplan.methods.wrapping import adapt, adapter, adapter_bytes, buffer_dtype, refuse_conv1d, refuse_packed
 from peftplan.specs.method import MethodSpec
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear, Module, Ops
@@ -87,6 +87,8 @@ def apply(model: ModelSpec, method: MethodSpec) -> None:
     """Freeze the base and put normalised factors beside every target."""
     refuse_packed(method, "delora")
     refuse_conv1d(adapt(model, method, lambda base: DeloraLinear(base, method)), "delora")
+    norms = sum(p.num_bytes() * count for name, p, count in model.parameters() if name.endswith("delora_w_norm"))
+    model.adapter_checkpoint_bytes = adapter_bytes(model) + norms
 
 
 METHODS = (

@@ -38,7 +38,8 @@ class PTuningOptions(PromptOptions):
         int | None, Field(ge=1, le=10**6, description="width of the prompt encoder; default that of the model")
     ] = None
     encoder_reparameterization_type: Annotated[
-        Literal["MLP"], Field(description="the prompt encoder; its LSTM form is not modelled")
+        Literal["MLP"],
+        Field(description="the prompt encoder; the LSTM form, whose buffers are cuDNN's, is not modelled"),
     ] = "MLP"
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from peftplan.errors import BadInput
 from peftplan.methods.merging import add_to_weight
 from peftplan.methods.method import Method, Options
 from peftplan.methods.quantize import Linear4bit
@@ -69,7 +70,9 @@ class RandloraLinear(Module):
         return t.to(result, dtype)  # type: ignore[no-any-return]
 
     def merge(self, t: Ops) -> None:
-        """Add the product of both, scaled."""
+        """Add the product of both, scaled; the type of the matrices on the CPU is not settled."""
+        if t.host:
+            raise BadInput("how peft merges randlora on the CPU is not in the closed form; merge on a GPU")
         add_to_weight(t, self.base_layer.weight, self._delta_weight)
 
     def _delta_weight(self, t: Ops) -> Tensor:

@@ -50,6 +50,7 @@ class Vectors(Module):
 class TinyloraLinear(Module):
     """base(x) + B (sum_i v_i P_i) A x."""
 
+    kept_by_model = ("tinylora_v",)
     shared: Vectors | None = None
 
     def __init__(self, base: Linear, method: MethodSpec, own: bool) -> None:
@@ -87,11 +88,11 @@ class TinyloraLinear(Module):
         return t.to(out, a.dtype)  # type: ignore[no-any-return]
 
     def _matrix(self, t: Ops) -> Tensor:
-        shared, vector = self.shared, self.parameters.get("tinylora_v")
-        if shared is not None:
-            cast = t.autocast_to(shared.given[shared.places[t.layer, id(self)]], t.autocast)
-            vector = t.seen(cast, (1, 1, cast.numel))
-        return self._spanned(t, vector)
+        shared = self.shared
+        if shared is None:
+            return self._spanned(t, self.tinylora_v)
+        cast = t.autocast_to(shared.given[shared.places[t.layer, id(self)]], t.autocast)
+        return self._spanned(t, t.seen(cast, (1, 1, cast.numel)))
 
     def _spanned(self, t: Ops, vector: Tensor) -> Tensor:
         bases = t.to(self.tinylora_P, self.dtype)

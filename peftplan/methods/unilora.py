@@ -2,7 +2,8 @@
 
 Every number of every factor is an entry of the vector, found by an index of its own and scaled so that the map
 keeps lengths: indices (8 bytes each) and scales stand beside the weights, and both factors are gathered on every
-pass. Source: unilora
+pass. Assumes: what CUDA sorts indices with in backward, some tens of bytes for each, is not counted.
+Source: unilora
 """
 
 from __future__ import annotations

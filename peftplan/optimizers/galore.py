@@ -162,6 +162,8 @@ GALORE = Optimizer(
     takes_masters=False,
     notes=(SVD_NOTE,),
 )
+
+
 def _update_in_eight_bits(t: Ops, row: Weight) -> None:
     """bitsandbytes' kernel; where states are in fp32, the norm of what is updated comes first."""
     row = row._replace(wide=False)

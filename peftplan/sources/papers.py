@@ -268,6 +268,9 @@ PAPERS: dict[str, Source] = {
         "arXiv:2410.17222, section 3",
         "2024",
     ),
+    "poly": Source(
+        "Ponti et al., Combining Modular Skills in Multitask Learning", "arXiv:2202.13914, section 3", "2022"
+    ),
     "osf": Source(
         "Nayak et al., Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning",
         "arXiv:2504.07097",

@@ -23,6 +23,7 @@ class Module:
     """Named parameters and children, walked in the order of definition as torch's modules are."""
 
     applied_often = False  # whether its forward applies some of its children more than once
+    kept_by_model: tuple[str, ...] = ()  # adapters that end with the model, not with their layer, once merged
     drops_weights = False  # as attention: whether its weights end with it, and are not handed to the block
     caches: Cached | None = None  # as self-attention of a decoder: what it keeps of every token
     # As a block: which parts of what it takes the model passes by position, as checkpoints tell apart, and

@@ -53,6 +53,7 @@ MODELS = {**CONFIGS, "wide": LLAMA}
 DENSE = [
     *("lora", "dora", "ia3", "vera", "loha", "lokr", "oft", "miss", "fourierft", "ln-tuning", "adalora"),
     *("trainable-tokens", "pissa", "lora-fa", "pvera", "waveft", "hra"),
+    *("delora", "tinylora", "unilora", "randlora"),
 ]
 PACKED = ["lora", "dora", "vera", "oft", "miss", "ln-tuning", "trainable-tokens", "pvera"]
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
@@ -81,8 +82,10 @@ OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
 # Numbers of Python that meet a tensor on the CPU become one.
 PYTHON_NUMBERS_BYTES = 12
 # peft keeps the places of fourierft's frequencies on the host, where they end with their layers: 16 bytes each.
-# A transform on the CPU takes buffers of its library's choice, and is refused. pissa's merge is lora's.
-LEFT_OUT_ON_THE_HOST = ("fourierft", "waveft", "pissa")
+# A transform on the CPU takes buffers of its library's choice, and is refused; so are randlora's matrices. pissa's
+# merge is lora's.
+REFUSED_ON_THE_HOST = ("waveft", "randlora")
+LEFT_OUT_ON_THE_HOST = (*REFUSED_ON_THE_HOST, "fourierft", "pissa")
 
 
 def loaded(model: str, method: str, packed: bool = True, **options: Any) -> tuple[Request, Adapted]:
@@ -144,10 +147,11 @@ def test_both_engines_refuse_what_peft_cannot_merge(method: str, quant: str) -> 
         run_merge(merge_job(request, True, False), lambda *_: None)
 
 
-def test_a_transform_on_the_host_is_refused() -> None:
-    """waveft's is a convolution, whose buffers on the CPU follow from its build."""
-    _, found = loaded("wide", "waveft")
-    with pytest.raises(BadInput, match="on the CPU"):
+@pytest.mark.parametrize("method", REFUSED_ON_THE_HOST)
+def test_what_is_not_known_of_the_host_is_refused(method: str) -> None:
+    """waveft's transform is a convolution, whose buffers follow from its build; randlora's matrices change type."""
+    _, found = loaded("wide", method)
+    with pytest.raises(BadInput, match="merge on a GPU"):
         play_merge(found.model, True)
 
 

@@ -119,6 +119,11 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("bdlora", {"targets": "q_proj", "method_options": {"target_modules_bd_a": "none"}, "checkpointing": False}),
     ("miss", {"method_options": {"init_weights": "bat"}, "quant": "nf4", "checkpointing": False}),
     ("oft", {"method_options": {"coft": True, "use_cayley_neumann": False}, "checkpointing": False}),
+    ("delora", {"quant": "nf4"}),  # refused by both, as those below
+    ("unilora", {"quant": "int8"}),
+    ("tinylora", {"quant": "nf4"}),
+    ("psoft", {"quant": "int8"}),
+    ("gralora", {"quant": "int8"}),
     ("boft", {"method_options": {"boft_block_size": 0, "boft_block_num": 8}, "grad_accum": 2, "micro_batch": 2}),
     ("boft", {"dropout": 0.3, "quant": "nf4", "adapter_dtype": "bf16", "precision": "bf16"}),
     ("c3a", {"method_options": {"block_size": 64}, "micro_batch": 2, "grad_accum": 2}),
@@ -173,6 +178,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("cpt", {"method_options": {"num_virtual_tokens": 7}, "micro_batch": 3, "quant": "nf4"}),
     ("cpt", {"loop": "trainer", "grad_accum": 2, "adapter_dtype": "bf16"}),
+    (
+        "poly",
+        {"checkpointing": False, "micro_batch": 3, "quant": "nf4", "method_options": {"n_tasks": 3, "n_splits": 2}},
+    ),
     ("beft", {"quant": "int8", "adapter_dtype": "bf16"}),
     ("beft", {"targets": "mlp", "bias": "all", "micro_batch": 2}),
 ]

@@ -18,7 +18,7 @@ pytest.importorskip("bitsandbytes")
 from peftplan import Request, estimate
 from peftplan.catalog import find_model
 from peftplan.errors import BadInput
-from peftplan.measure.trace.account import activations_bytes, moments, resident
+from peftplan.measure.trace.account import activations_bytes, breakdown, moments, peak_event, resident
 from peftplan.measure.trace.configs import with_layers
 from peftplan.measure.trace.plan import plan_trace
 from peftplan.measure.trace.replay import replay
@@ -224,3 +224,13 @@ def test_reserved_memory_of_many_blocks_follows_the_passes_without_a_graph() -> 
     recording = run(plan_trace(request).job, lambda *_: None)
     memory = estimate(request).memory
     assert abs(replay(recording).segments.reserved.num_bytes - memory.peak_reserved_bytes) <= 2 * 2**21
+
+
+@pytest.mark.parametrize("style", ["classification", "dpo", "orpo", "kto", "grpo"])
+def test_the_parts_of_the_peak_agree_with_the_trace(style: str) -> None:
+    """What a loss computes outside the model counts as activations in both engines, until forward has ended."""
+    request = Request(model=LLAMA, method="lora", style=style, micro_batch=2, seq_len=64)
+    recording = run(plan_trace(request).job, lambda *_: None)
+    traced = breakdown(recording, *peak_event(recording, replay(recording)))
+    closed = estimate(request).memory.breakdown
+    assert {n.name: n.bytes for n in traced.children} == {n.name: n.bytes for n in closed.children if n.bytes}

@@ -8,6 +8,7 @@ Source: bnb-optimizers (optim/optimizer.py, functional.get_paged).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
@@ -56,6 +57,9 @@ def make_optimizer(name: str, groups: Sequence[Group], wide: Iterable[Any] = ())
 
 
 def _make(ask: Ask, wide: Iterable[Any]) -> Any:
+    loaded = sys.modules.get("bitsandbytes.optim")
+    if loaded is not None:
+        loaded.GlobalOptimManager.get_instance().initialize()  # of an earlier run nothing is left
     if ask.name in MAKERS:
         return MAKERS[ask.name](ask)
     made = _MAKERS.get(ask.name)
@@ -64,7 +68,6 @@ def _make(ask: Ask, wide: Iterable[Any]) -> Any:
     optimizer = made(ask.rows)
     if ask.name.endswith("8bit"):
         manager = import_module("bitsandbytes.optim").GlobalOptimManager.get_instance()
-        manager.initialize()  # of an earlier run nothing is left
         for module in wide:
             manager.register_module_override(module, "weight", {"optim_bits": 32})
     return optimizer

@@ -181,6 +181,8 @@ class Tracker(TorchDispatchMode):
             return ACTIVATION
         if self.phase == LOSS and self._running and torch._C._current_autograd_node() is None:
             return ACTIVATION
+        if not self.loss_by_softmax and self.phase == LOSS == self.recording.marks[-1].name:
+            return ACTIVATION  # a loss that is computed outside the modules, before forward has ended
         if self._running and self.phase in (LOSS, BACKWARD):
             return RECOMPUTED
         return TEMPORARY

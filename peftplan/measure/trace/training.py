@@ -65,7 +65,8 @@ class Training:
             self.masters = [torch.nn.Parameter(p.detach().float()) for p in self.trained]
             tracker.tag(self.masters, MASTER)
         self.num_gradients = 0
-        self.tag_weights: Callable[[], None] = lambda: None  # says what weights are, whose place others may have taken
+        # says what the weights are, where an optimizer has put others in their place
+        self.tag_weights: Callable[[], None] = lambda: None
         self.buckets = Buckets(self.trained, tracker) if job.data_parallel else None
         for parameter in self.trained:
             parameter.register_post_accumulate_grad_hook(self._accumulated)

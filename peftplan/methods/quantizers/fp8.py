@@ -115,10 +115,12 @@ class Fp8Linear(PackedLinear):
 
 
 def _grouped_linear(t: Ops, x: Tensor, weight: Any, bias: Any, offsets: Tensor, columns: int) -> Tensor:
-    node = t.link("FP8GroupedMatmulFunctionBackward", _grouped_backward, (offsets,), (x.edge,), (weight, x.shape))
+    node = t.link("FP8GroupedMatmulFunctionBackward", _grouped_backward, (), (x.edge,), (weight, x.shape))
     rows = x.shape[0]
     read = x.numel * x.dtype.itemsize + weight.numel
     out = t.new((rows, columns), rows * columns, x.dtype, "packed product", read, 2 * rows * columns * x.shape[-1])
+    if node is not None:  # a function of Python saves once its forward pass is done
+        t.save(node, (weight, offsets))
     return t.attach(out, node)  # type: ignore[no-any-return]
 
 

@@ -234,6 +234,11 @@ def test_every_name_is_traced_as_peft_knows_it() -> None:
         ({"method": "beft"}, 3 * 32),
         ({"method": "multitask-prompt-tuning", "method_options": {"num_tasks": 2}}, 20 * 64 + 2 * (20 + 64)),
         ({"method": "cartridge", "checkpointing": False}, 19 * 3 * 2 * 32),
+        ({"method": "cpt"}, 20 * 64),
+        (
+            {"method": "poly", "targets": "q_proj", "rank": 4, "checkpointing": False},
+            3 * (4 * (64 * 4 + 4 * 64) + 4),
+        ),
         ({"method": "pfeiffer", "method_options": {"bottleneck_size": 8}}, 3 * (2 * 64 * 8 + 8 + 64)),
     ],
     ids=lambda value: str(value.get("method")) if isinstance(value, dict) else "",
@@ -304,9 +309,30 @@ def test_frozen_a_saves_the_inputs_of_its_targets() -> None:
         ({"method": "frod", "precision": "fp32", "base_dtype": "fp32"}, "take --precision bf16-mixed"),
         ({"method": "supertuning", "method_options": {"sparsity": 0.99999}}, "leaves none of a target's"),
         ({"method": "cartridge"}, "does not work with gradient checkpointing"),
+        ({"method": "poly"}, "does not work with gradient checkpointing"),
+        ({"method": "poly", "method_options": {"n_splits": 3}}, "give a divisor of those of all targets"),
+        ({"method": "cpt", "loss": "chunked"}, "computes a second loss from whole logits; take --loss standard"),
         (
             {"method": "cartridge", "method_options": {"num_frozen_tokens": 20}, "checkpointing": False},
             "leaves none of 20 positions",
+        ),
+        ({"method": "gralora", "rank": 9}, "--rank 9 with --method gralora is shared out among gralora_k=2 blocks"),
+        ({"method": "gralora", "quant": "int8"}, "adds in place to what bitsandbytes returns"),
+        ({"method": "delora", "quant": "nf4"}, "--method delora with --quant nf4"),
+        ({"method": "unilora", "quant": "nf4"}, "which makes them zero"),
+        ({"method": "bdlora", "quant": "nf4"}, "leaves out the blocks"),
+        ({"method": "bdlora", "method_options": {"target_modules_bd_a": "down_proj"}}, "name it in one of them"),
+        (
+            {"method": "bdlora", "method_options": {"target_modules_bd_a": "q_proj,down_proj"}},
+            "leave one of them out",
+        ),
+        ({"method": "bdlora", "rank": 8, "method_options": {"nblocks": 3}}, "nblocks=3 does not divide"),
+        ({"method": "psoft", "rank": 40}, "a target has 32 singular vectors; give --rank 32 or less"),
+        ({"method": "waveft", "method_options": {"n_frequency": 9999}}, "n_frequency=9999 is more than the"),
+        ({"method": "waveft", "method_options": {"wavelet_family": "db11"}}, "should be one of db1 to db10"),
+        (
+            {"method": "miss", "rank": 7, "method_options": {"init_weights": "bat"}},
+            "divides weights into square blocks",
         ),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
@@ -378,6 +404,15 @@ def test_what_layers_share_is_saved_with_each() -> None:
         rank = {"lily": {"rank": 8}, "adamss": {"rank": 16}}.get(name, {})
         answer = estimate(asked(method=name, method_options=given, **rank))
         assert answer.method.adapter_checkpoint_bytes == num_bytes
+
+
+def test_a_second_loss_stands_beside_the_first() -> None:
+    """CPT's forward holds whole logits of its own beside all that the model's own loss keeps."""
+    second, first = (
+        estimate(asked(method=name, micro_batch=4)).memory.moments["loss"] for name in ("cpt", "prompt-tuning")
+    )
+    tokens, vocab = 4 * (32 + 20), LLAMA["vocab_size"]
+    assert second - first > tokens * vocab * 2
 
 
 def test_hooks_that_are_lost_are_told() -> None:

@@ -20,6 +20,7 @@ TRAINERS = (
     *("adagrad", "adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit"),
     *("paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit", "paged_lion_8bit"),
     *("rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "galore_adamw", "galore_adafactor"),
+    *("galore_adamw_8bit", "galore_adamw_8bit_layerwise"),
     *("galore_adamw_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo", "schedule_free_radam"),
     *("schedule_free_adamw", "schedule_free_sgd", "apollo_adamw", "apollo_adamw_layerwise"),
 )
