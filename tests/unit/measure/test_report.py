@@ -154,7 +154,7 @@ def test_the_releases_are_those_that_ran(recording: Recording) -> None:
 
 def test_the_closed_form_lends_what_a_trace_does_not_run(recording: Recording) -> None:
     """An evaluation pass and loading, where it knows model and method; nothing where it does not."""
-    known, unknown = reported(recording).memory, reported(recording, method="hira").memory
+    known, unknown = reported(recording).memory, reported(recording, method="xlora").memory
     assert known.evaluation_peak_bytes
     assert known.load is not None
     assert unknown.evaluation_peak_bytes is None
