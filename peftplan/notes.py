@@ -35,9 +35,7 @@ def plan_notes(plan: Plan, model: ModelSpec, played: Player) -> list[str]:
     notes += plan.method_spec.base_notes
     notes += length_notes(request, model.max_seq_len)
     notes += plan.method.notes
-    notes += optimizer_notes(
-        OPTIMIZERS[plan.step.optimizer], plan.step.optimizer_in_backward, plan.step.trainer
-    )
+    notes += optimizer_notes(OPTIMIZERS[plan.step.optimizer], plan.step.optimizer_in_backward, plan.step.trainer)
     notes += unused_notes(request, plan.method)
     notes += style_notes(request)
     notes.extend(model.notes)

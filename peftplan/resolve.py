@@ -205,9 +205,7 @@ def capability_of(gpu: GpuRecord | None) -> tuple[int, int]:
     raise NotFound(f"the catalogue holds no CUDA record for {REFERENCE_GPU}; reinstall peftplan")
 
 
-def _fill(
-    request: Request, method: Method | PeftMethod, max_seq_len: int | None, packing: Packing
-) -> Request:
+def _fill(request: Request, method: Method | PeftMethod, max_seq_len: int | None, packing: Packing) -> Request:
     """The request with defaults that depend on other fields or on the model."""
     optimizer = request.optimizer or ("adamw-fused" if request.loop == "trainer" else "adamw")
     prepare = request.kbit_prepare

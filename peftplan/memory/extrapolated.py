@@ -41,9 +41,7 @@ class StandingEvents:
         weights = [(allocated_bytes(size), n) for _, p, n in model.parameters() for _, size in p.storages()]
         weights.append((workspace, NUM_WORKSPACES))
         trained = trained_tensors(model, step)
-        states = [
-            (allocated_bytes(size), row.count) for row in trained for _, size in optimizer.states(row.weight)
-        ]
+        states = [(allocated_bytes(size), row.count) for row in trained for _, size in optimizer.states(row.weight)]
         if step.master_weights:
             states += [(allocated_bytes(4 * row.parameter.numel), row.count) for row in trained]
         temporaries = [

@@ -65,9 +65,7 @@ def unroll(model: ModelSpec, step: StepSpec, first_key: int = 0) -> MicroStep:
     return _Writer(model, play_step(model, step, each=True), [], first_key).write()
 
 
-def _of_passes(
-    timeline: Timeline, of_runs: Sequence[tuple[list[BlockRun], list[Stretch]]]
-) -> Iterator[Stretch]:
+def _of_passes(timeline: Timeline, of_runs: Sequence[tuple[list[BlockRun], list[Stretch]]]) -> Iterator[Stretch]:
     """The stretches of passes without a graph, whose visits are counted behind those of the trained one."""
     before = len(timeline.plays)
     for runs, plays in timeline.passing:
