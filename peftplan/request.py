@@ -156,8 +156,8 @@ class Request(BaseModel):
     quant: Annotated[
         QuantName | None,
         Field(
-            description="storage of the frozen linears; default by method, or by the quantization_config that a config "
-            "states; none: as they were before"
+            description="storage of the frozen linears; default by method, or by the quantization_config of a "
+            "config; none: as they were before"
         ),
     ] = None
     quant_bits: Annotated[

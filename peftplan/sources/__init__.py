@@ -10,6 +10,7 @@ from peftplan.sources.advice import ADVICE
 from peftplan.sources.hugging_face import HUGGING_FACE
 from peftplan.sources.kernels import KERNELS
 from peftplan.sources.merging import MERGING
+from peftplan.sources.methods import METHODS
 from peftplan.sources.optimizers import OPTIMIZERS
 from peftplan.sources.papers import PAPERS
 from peftplan.sources.pytorch import PYTORCH
@@ -20,6 +21,7 @@ from peftplan.sources.source import Source
 __all__ = ["SOURCES", "Source"]
 
 SOURCES: dict[str, Source] = {
+    **METHODS,
     **PAPERS,
     **PYTORCH,
     **HUGGING_FACE,

@@ -28,7 +28,8 @@ QUANTIZERS: dict[str, Source] = {
     "gptqmodel": Source(
         "Linears packed by GPTQ and AWQ: buffers, which kernels train, what these dequantise",
         "gptqmodel/nn_modules/qlinear/__init__.py, torch.py, tritonv2.py, gemm_awq.py, "
-        "gptqmodel/utils/importer.py, gptqmodel_ext/awq/quantization/gemm_cuda_gen.cu; optimum 2.3 gptq/quantizer.py",
+        "gptqmodel/utils/importer.py, gptqmodel_ext/awq/quantization/gemm_cuda_gen.cu; "
+        "optimum 2.3 gptq/quantizer.py",
         "gptqmodel 7.7",
     ),
     "transformers-quantizers": Source(
