@@ -32,6 +32,11 @@ from peftplan.versions import parse
 EXPERIMENTS = "peft_method_comparison.json"
 LENGTHS = "metamathqa_lengths.json"
 SHARE = 0.99
+# Methods that were other programs in earlier releases of peft: since when they are as modelled, what they were.
+_REWRITTEN: dict[str, tuple[tuple[int, int, int], str]] = {
+    "oft": ((0, 16, 1), "was another program, with twice the parameters"),
+    "osf": ((0, 21, 0), "kept both halves of every weight and put them together on every pass"),
+}
 
 
 def is_of_comparison(row: Row) -> bool:
@@ -61,8 +66,9 @@ def fields_of(row: Row) -> Fields:
     known = settings(experiment(row))
     if not known:
         return request_fields(row)
-    if known["method"] == "oft" and parse(version_fields(row).get("peft", "0.21")) < (0, 16, 1):
-        raise SetAside("oft of peft before 0.16.1 was another program, with twice the parameters")
+    first, was = _REWRITTEN.get(known["method"], ((0, 0, 0), ""))
+    if parse(version_fields(row).get("peft", "0.21")) < first:
+        raise SetAside(f"{known['method']} of peft before {'.'.join(map(str, first))} {was}")
     columns = {"method": known["method"], "target_modules": " ".join(known.get("targets", ()))}
     if "rank" in known:
         columns["lora_rank"] = str(known["rank"])

@@ -12,7 +12,7 @@ METHODS: dict[str, Source] = {
     ),
     "qlora": Source(
         "Dettmers et al., QLoRA: Efficient Finetuning of Quantized LLMs",
-        "arXiv:2305.14314, sections 2 and 3",
+        "arXiv:2305.14314, sections 2 to 4",
         "2023",
     ),
     "rslora": Source(
@@ -105,7 +105,7 @@ METHODS: dict[str, Source] = {
     "boft": Source(
         "Liu et al., Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization",
         "arXiv:2311.06243, section 4",
-        "2024",
+        "2023",
     ),
     "shira": Source(
         "Bhardwaj et al., Sparse High Rank Adapters",
@@ -128,29 +128,29 @@ METHODS: dict[str, Source] = {
     ),
     "gralora": Source(
         "Jung et al., GraLoRA: Granular Low-Rank Adaptation for Parameter-Efficient Fine-Tuning",
-        "arXiv:2505.20355, section 3",
+        "arXiv:2505.20355",
         "2025",
     ),
     "delora": Source(
         "Bini et al., DeLoRA: Decoupling Angles and Strength in Low-rank Adaptation",
-        "arXiv:2503.18225, section 3",
+        "arXiv:2503.18225, section 2",
         "2025",
     ),
-    "pvera": Source("PVeRA: Probabilistic Vector-Based Random Matrix Adaptation", "arXiv:2512.07703", "2025"),
+    "pvera": Source("Fillioux et al., PVeRA: Probabilistic Vector-Based Random Matrix Adaptation", "arXiv:2512.07703", "2025"),
     "waveft": Source(
-        "Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets", "arXiv:2505.12532", "2025"
+        "Bilican et al., Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets", "arXiv:2505.12532", "2025"
     ),
     "bdlora": Source(
-        "Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor Parallel LoRA Serving",
+        "Wang et al., Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor Parallel LoRA Serving",
         "arXiv:2510.23346",
         "2025",
     ),
-    "mica": Source("Minor Component Adaptation", "arXiv:2604.01694", "2026"),
+    "mica": Source("Rüdiger and Raschka, MiCA Learns More Knowledge Than LoRA and Full Fine-Tuning", "arXiv:2604.01694", "2026"),
     "psoft": Source(
-        "Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation", "arXiv:2505.11235", "2025"
+        "Wu et al., Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation", "arXiv:2505.11235", "2025"
     ),
-    "tinylora": Source("Learning to Reason in 13 Parameters", "arXiv:2602.04118", "2026"),
-    "unilora": Source("Li et al., Uni-LoRA: One Vector is All You Need", "arXiv:2506.00799, section 3", "2025"),
+    "tinylora": Source("Morris et al., Learning to Reason in 13 Parameters", "arXiv:2602.04118", "2026"),
+    "unilora": Source("Li et al., Uni-LoRA: One Vector is All You Need", "arXiv:2506.00799", "2025"),
     "hira": Source(
         "Huang et al., HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language Models",
         "documentation: ICLR 2025, openreview.net/forum?id=TwJrTz9cRS",
@@ -216,7 +216,7 @@ METHODS: dict[str, Source] = {
     ),
     "glora": Source(
         "Chavan et al., One-for-All: Generalized LoRA for Parameter-Efficient Fine-tuning",
-        "arXiv:2306.07967, section 3",
+        "arXiv:2306.07967",
         "2023",
     ),
     "adamss": Source(
@@ -225,18 +225,18 @@ METHODS: dict[str, Source] = {
         "2025",
     ),
     "frod": Source(
-        "Full-Rank Efficient Fine-Tuning with Rotational Degrees",
-        "documentation: Proceedings of the AAAI Conference on Artificial Intelligence 40, "
+        "Wan et al., FRoD: Full-Rank Efficient Fine-Tuning with Rotational Degrees for Fast Convergence",
+        "arXiv:2512.23485; Proceedings of the AAAI Conference on Artificial Intelligence 40, "
         "doi:10.1609/aaai.v40i31.39813",
         "2026",
     ),
     "multitask-prompt-tuning": Source(
         "Wang et al., Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning",
-        "arXiv:2303.02861, section 3",
+        "arXiv:2303.02861",
         "2023",
     ),
     "supertuning": Source(
-        "Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning", "arXiv:2607.09287", "2026"
+        "Ilin et al., Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning", "arXiv:2607.09287", "2026"
     ),
     "cartridge": Source(
         "Eyuboglu et al., Cartridges: Lightweight and general-purpose long context representations via self-study",
@@ -245,11 +245,11 @@ METHODS: dict[str, Source] = {
     ),
     "cpt": Source(
         "Blau et al., Context-aware Prompt Tuning: Advancing In-Context Learning with Adversarial Methods",
-        "arXiv:2410.17222, section 3",
+        "arXiv:2410.17222",
         "2024",
     ),
     "poly": Source(
-        "Ponti et al., Combining Modular Skills in Multitask Learning", "arXiv:2202.13914, section 3", "2022"
+        "Ponti et al., Combining Modular Skills in Multitask Learning", "arXiv:2202.13914", "2022"
     ),
     "osf": Source(
         "Nayak et al., Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning",

@@ -17,7 +17,7 @@ OPTIMIZERS: dict[str, Source] = {
         "torch/optim/_adafactor.py",
         TORCH,
     ),
-    "muon": Source("Muon: an optimizer for hidden layers (2024)", "Jordan et al., documentation of Muon", "2024"),
+    "muon": Source("Jordan et al., Muon: An optimizer for hidden layers in neural networks", "documentation: https://kellerjordan.github.io/posts/muon/", "2024"),
     "torch-muon": Source(
         "torch.optim.Muon: one momentum, five Newton-Schulz iterations in bf16", "torch/optim/_muon.py", TORCH
     ),
@@ -38,12 +38,12 @@ OPTIMIZERS: dict[str, Source] = {
         TORCH,
     ),
     "galore": Source(
-        "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection (Zhao et al. 2024)",
+        "Zhao et al., GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection",
         "arXiv:2403.03507; galore_torch/galore_projector.py, adamw.py, adafactor.py",
         "galore-torch 1.0",
     ),
     "apollo": Source(
-        "APOLLO: SGD-like Memory, AdamW-level Performance (Zhu et al. 2024)",
+        "Zhu et al., APOLLO: SGD-like Memory, AdamW-level Performance",
         "arXiv:2412.05270; apollo_torch/apollo.py, random_projector.py",
         "apollo-torch 1.0.3",
     ),
@@ -53,17 +53,17 @@ OPTIMIZERS: dict[str, Source] = {
         TRANSFORMERS,
     ),
     "adam-mini": Source(
-        "Adam-mini: Use Fewer Learning Rates To Gain More (Zhang et al. 2024)",
+        "Zhang et al., Adam-mini: Use Fewer Learning Rates To Gain More",
         "arXiv:2406.16793; adam_mini/adam_mini.py",
         "adam-mini 1.1.1",
     ),
     "lomo": Source(
-        "Full Parameter Fine-tuning for Large Language Models with Limited Resources (Lv et al. 2023), and AdaLomo",
-        "arXiv:2306.09782; lomo_optim/lomo.py, adalomo.py",
+        "Lv et al., Full Parameter Fine-tuning for Large Language Models with Limited Resources; AdaLomo",
+        "arXiv:2306.09782 and arXiv:2310.10195; lomo_optim/lomo.py, adalomo.py",
         "lomo-optim 0.1.1",
     ),
     "schedule-free": Source(
-        "The Road Less Scheduled (Defazio et al. 2024)",
+        "Defazio et al., The Road Less Scheduled",
         "arXiv:2405.15682; schedulefree/adamw_schedulefree.py, radam_schedulefree.py, sgd_schedulefree.py",
         "schedulefree 1.4.1",
     ),

@@ -22,7 +22,7 @@ PAPERS: dict[str, Source] = {
     ),
     "golub-van-loan": Source(
         "Golub and Van Loan, Matrix Computations, 4th edition: flop of decompositions",
-        "documentation: section 5.2.9, figure 8.6.1",
+        "documentation: chapter 5 (QR) and figure 8.6.1 (singular values)",
         "2013",
     ),
     "mixed-precision": Source(
