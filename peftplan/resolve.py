@@ -207,7 +207,9 @@ def capability_of(gpu: GpuRecord | None) -> tuple[int, int]:
 
 def _fill(request: Request, method: Method | PeftMethod, max_seq_len: int | None, packing: Packing) -> Request:
     """The request with defaults that depend on other fields or on the model."""
-    optimizer = request.optimizer or ("adamw-fused" if request.loop == "trainer" else "adamw")
+    optimizer = request.optimizer
+    if optimizer is None:
+        optimizer = "adamw-fused" if request.loop == "trainer" else "adamw"
     prepare = request.kbit_prepare
     if prepare is None:
         prepare = method.default_quant is not None and packing.format is not None

@@ -64,9 +64,9 @@ def _apply(model: ModelSpec, method: MethodSpec, attention: bool) -> None:
 
 def _sublayer(model: ModelSpec, block: Module, targets: tuple[str, ...]) -> str:
     """The child of a block whose linears these targets name."""
-    last = targets[-1].rpartition(".")[2]
+    lasts = [target.rpartition(".")[2] for target in targets[-1:]]  # none where experts are no linears
     found = [
-        n for n, child in block.children.items() if any(p.rpartition(".")[2] == last for p, _ in child.walk() if p)
+        n for n, child in block.children.items() if any(p.rpartition(".")[2] in lasts for p, _ in child.walk() if p)
     ]
     if not found or model.encoder or model.family == "t5":
         raise BadInput(

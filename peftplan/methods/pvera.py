@@ -15,8 +15,8 @@ from pydantic import Field
 from peftplan.methods.merging import add_to_weight, pack_with, refuse_foreign
 from peftplan.methods.method import Method, Options
 from peftplan.methods.quantize import Linear4bit, Linear8bit
-from peftplan.methods.targets import matched
-from peftplan.methods.wrapping import adapter, adapter_bytes, buffer_dtype, finish, freeze, put_on
+from peftplan.methods.vera import share_matrices
+from peftplan.methods.wrapping import adapter
 from peftplan.specs.formats import DType
 from peftplan.specs.method import MethodSpec
 from peftplan.specs.model import ModelSpec
@@ -126,21 +126,7 @@ class PveraLinear(Module):
 
 def apply(model: ModelSpec, method: MethodSpec) -> None:
     """Freeze the base, make the shared matrices, and put vectors on the targets."""
-    freeze(model, method)
-    found = matched(model, method.targets)
-    linears = [module for _, _, module in found if isinstance(module, Linear)]
-    shared = Shared(
-        method.rank,
-        max((linear.in_features for linear in linears), default=0),
-        max((linear.out_features for linear in linears), default=0),
-        buffer_dtype(method, linears),
-    )
-    model.stem.add("pvera", shared)
-    put_on(model, method, found, lambda base: PveraLinear(base, shared, method))
-    finish(model, method)
-    if method.options.save_projection:
-        saved = sum(matrix.num_bytes() for matrix in shared.parameters.values())
-        model.adapter_checkpoint_bytes = adapter_bytes(model) + saved
+    share_matrices(model, method, "pvera", Shared, lambda base, shared: PveraLinear(base, shared, method))
 
 
 METHODS = (

@@ -8,7 +8,8 @@ Source: vera
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
@@ -22,6 +23,8 @@ from peftplan.specs.method import MethodSpec
 from peftplan.specs.model import ModelSpec
 from peftplan.specs.modules import Linear, Module, Ops
 from peftplan.specs.tensors import Parameter, Tensor
+
+SharedT = TypeVar("SharedT", bound=Module)
 
 
 class VeraOptions(Options):
@@ -105,22 +108,34 @@ class VeraLinear(Module):
 
 def apply(model: ModelSpec, method: MethodSpec) -> None:
     """Freeze the base, make the shared matrices, and put vectors on the targets."""
+    share_matrices(
+        model,
+        method,
+        "vera",
+        Shared,
+        lambda base, shared: VeraLinear(base, shared, method.rank, method.dropout, method.adapter_dtype),
+    )
+
+
+def share_matrices(
+    model: ModelSpec,
+    method: MethodSpec,
+    name: str,
+    made: Callable[[int, int, int, DType], SharedT],
+    layer: Callable[[Linear, SharedT], Module],
+) -> None:
+    """Freeze the base, make matrices as wide as the widest target, and put on targets what multiplies by them."""
     freeze(model, method)
     found = matched(model, method.targets)
     linears = [module for _, _, module in found if isinstance(module, Linear)]
-    shared = Shared(
+    shared = made(
         method.rank,
         max((linear.in_features for linear in linears), default=0),
         max((linear.out_features for linear in linears), default=0),
         buffer_dtype(method, linears),
     )
-    model.stem.add("vera", shared)
-    put_on(
-        model,
-        method,
-        found,
-        lambda base: VeraLinear(base, shared, method.rank, method.dropout, method.adapter_dtype),
-    )
+    model.stem.add(name, shared)
+    put_on(model, method, found, lambda base: layer(base, shared))
     finish(model, method)
     if method.options.save_projection:
         saved = sum(matrix.num_bytes() for matrix in shared.parameters.values())

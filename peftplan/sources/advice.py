@@ -10,7 +10,7 @@ ADVICE: dict[str, Source] = {
     ),
     "lora-without-regret": Source(
         "Schulman et al., LoRA Without Regret",
-        "documentation: https://thinkingmachines.ai/blog/lora/, doi 10.64434/tml.20250929",
+        "documentation: https://thinkingmachines.ai/blog/lora/, doi:10.64434/tml.20250929",
         "2025",
     ),
     "lora-without-regret-trl": Source(
@@ -19,7 +19,7 @@ ADVICE: dict[str, Source] = {
         "2025",
     ),
     "rank-one-replication": Source(
-        "Marie on rank-1 GRPO and how it was repeated",
+        "Marie, Tiny Recursive Models for Very Specific Problems: on rank-1 GRPO and how it was repeated",
         "documentation: https://kaitchup.substack.com/p/tiny-recursive-models-for-very-specific",
         "2025",
     ),

@@ -136,16 +136,24 @@ METHODS: dict[str, Source] = {
         "arXiv:2503.18225, section 2",
         "2025",
     ),
-    "pvera": Source("Fillioux et al., PVeRA: Probabilistic Vector-Based Random Matrix Adaptation", "arXiv:2512.07703", "2025"),
+    "pvera": Source(
+        "Fillioux et al., PVeRA: Probabilistic Vector-Based Random Matrix Adaptation", "arXiv:2512.07703", "2025"
+    ),
     "waveft": Source(
-        "Bilican et al., Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets", "arXiv:2505.12532", "2025"
+        "Bilican et al., Exploring Sparsity for Parameter Efficient Fine Tuning Using Wavelets",
+        "arXiv:2505.12532",
+        "2025",
     ),
     "bdlora": Source(
         "Wang et al., Block-Diagonal LoRA for Eliminating Communication Overhead in Tensor Parallel LoRA Serving",
         "arXiv:2510.23346",
         "2025",
     ),
-    "mica": Source("Rüdiger and Raschka, MiCA Learns More Knowledge Than LoRA and Full Fine-Tuning", "arXiv:2604.01694", "2026"),
+    "mica": Source(
+        "Ruediger and Raschka, MiCA Learns More Knowledge Than LoRA and Full Fine-Tuning",
+        "arXiv:2604.01694",
+        "2026",
+    ),
     "psoft": Source(
         "Wu et al., Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation", "arXiv:2505.11235", "2025"
     ),
@@ -248,9 +256,7 @@ METHODS: dict[str, Source] = {
         "arXiv:2410.17222",
         "2024",
     ),
-    "poly": Source(
-        "Ponti et al., Combining Modular Skills in Multitask Learning", "arXiv:2202.13914", "2022"
-    ),
+    "poly": Source("Ponti et al., Combining Modular Skills in Multitask Learning", "arXiv:2202.13914", "2022"),
     "osf": Source(
         "Nayak et al., Sculpting Subspaces: Constrained Full Fine-Tuning in LLMs for Continual Learning",
         "arXiv:2504.07097",

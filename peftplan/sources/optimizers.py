@@ -17,7 +17,11 @@ OPTIMIZERS: dict[str, Source] = {
         "torch/optim/_adafactor.py",
         TORCH,
     ),
-    "muon": Source("Jordan et al., Muon: An optimizer for hidden layers in neural networks", "documentation: https://kellerjordan.github.io/posts/muon/", "2024"),
+    "muon": Source(
+        "Jordan et al., Muon: An optimizer for hidden layers in neural networks",
+        "documentation: https://kellerjordan.github.io/posts/muon/",
+        "2024",
+    ),
     "torch-muon": Source(
         "torch.optim.Muon: one momentum, five Newton-Schulz iterations in bf16", "torch/optim/_muon.py", TORCH
     ),

@@ -7,7 +7,7 @@ from peftplan.sources.source import TRANSFORMERS, Source
 QUANTIZERS: dict[str, Source] = {
     "gptq": Source(
         "Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
-        "arXiv:2210.17323, section 3",
+        "arXiv:2210.17323, section 4",
         "2022",
     ),
     "awq": Source(
@@ -54,7 +54,7 @@ QUANTIZERS: dict[str, Source] = {
     ),
     "mxfp4": Source(
         "Rouhani et al., Microscaling Data Formats for Deep Learning",
-        "arXiv:2310.10537, section 2",
+        "arXiv:2310.10537",
         "2023",
     ),
 }

@@ -21,7 +21,7 @@ RUNS: dict[str, Source] = {
         "2006",
     ),
     "spot-traces": Source(
-        "Wu et al., Can't Be Late: the recorded lives of spot machines behind the paper",
+        "Wu et al., Can't Be Late: Optimizing Spot Instance Savings under Deadlines; the recorded lives behind it",
         "documentation and traces of skypilot-org/spot-traces: preemption/1-node/aws-04-22-2023, us-west-2b",
         "2023",
     ),
@@ -36,7 +36,8 @@ RUNS: dict[str, Source] = {
         "2026",
     ),
     "training-power": Source(
-        "Newkirk et al., Empirically-Calibrated H100 Node Power Models for AI Training Energy",
+        "Newkirk et al., Empirically-Calibrated H100 Node Power Models for Reducing Uncertainty in "
+        "AI Training Energy Estimation",
         "arXiv:2506.14551, abstract (76 % of the rating under heavy load)",
         "2025",
     ),

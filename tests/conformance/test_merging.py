@@ -21,7 +21,7 @@ pytest.importorskip("bitsandbytes")
 
 import peft
 import torch
-from tiny_models import CONFIGS
+from tiny_models import CONFIGS, LLAMA
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from peftplan import Merging, Request
@@ -37,18 +37,6 @@ from peftplan.memory.merge import Merge, play_merge, unpacking_bytes
 from peftplan.merging.ways import Adapted, adapted, as_loaded
 from peftplan.resolve import resolve
 
-LLAMA = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 2,
-    "vocab_size": 4096,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-}
 MODELS = {**CONFIGS, "wide": LLAMA}
 DENSE = [
     *("lora", "dora", "ia3", "vera", "loha", "lokr", "oft", "miss", "fourierft", "ln-tuning", "adalora"),

@@ -18,6 +18,7 @@ pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 
 import torch
+from tiny_models import GPT2, LLAMA
 
 from peftplan import Request, estimate
 from peftplan.errors import BadInput
@@ -29,18 +30,6 @@ from peftplan.measure.trace.replay import replay
 from peftplan.measure.trace.runner import run
 from peftplan.methods import METHODS
 
-LLAMA = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 2,
-    "vocab_size": 4096,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-}
 BIASED = {**LLAMA, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 EXPERTS = {
     **LLAMA,
@@ -48,15 +37,6 @@ EXPERTS = {
     "architectures": ["MixtralForCausalLM"],
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
-}
-GPT2 = {
-    "model_type": "gpt2",
-    "architectures": ["GPT2LMHeadModel"],
-    "n_embd": 256,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 512,
-    "vocab_size": 4096,
 }
 MODELS = {"llama": LLAMA, "gpt2": GPT2}
 # The layers of these are LoRA's own, whose options have tests of their own: one run each.

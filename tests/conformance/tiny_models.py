@@ -30,6 +30,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Wide enough for blocks and ranks: a Llama with fewer heads of keys than of queries, and a GPT-2.
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 4096,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "n_embd": 256,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 512,
+    "vocab_size": 4096,
+}
+
 
 def tiny_job(family: str = "llama-gqa", method: str = "full", **changes: Any) -> Job:
     """A job on the CPU: `full`, or `lora`, or the name of a quantisation for LoRA on a packed base."""
