@@ -1,7 +1,7 @@
 """Losses that avoid whole fp32 logits: fused with the output head (Liger), or upcast in chunks.
 
 Sources: Liger-Kernel 0.8 ops/fused_linear_cross_entropy.py (gradients are made in the forward pass, one
-chunk of tokens after another); torchtune 0.6 modules/loss/cross_entropy_loss.py and axolotl's
+chunk of tokens after another); torchtune 0.6 modules/loss/ce_chunked_output_loss.py and axolotl's
 chunked_cross_entropy (logits whole in the compute type, upcast and reduced in eight pieces; not compiled).
 """
 

@@ -50,7 +50,7 @@ KERNELS: dict[str, Source] = {
     ),
     "chunked-cross-entropy": Source(
         "torchtune's cross-entropy in pieces of the sequence, each upcast and reduced by itself",
-        "torchtune/modules/loss/cross_entropy_loss.py",
+        "torchtune/modules/loss/ce_chunked_output_loss.py",
         "torchtune 0.6",
     ),
 }
