@@ -9,11 +9,13 @@ from peftplan.methods.quantizers import QUANTIZERS
 from peftplan.optimizers import OPTIMIZERS
 from peftplan.optimizers.asked import optimizer_notes
 from peftplan.packing import is_packed
+from peftplan.report import Memory
 from peftplan.request import Request
 from peftplan.resolve import Plan
 from peftplan.specs.formats import DType
 from peftplan.specs.model import ModelSpec
 from peftplan.styles import style_notes
+from peftplan.units import format_bytes
 
 MATH_ATTENTION = (
     "attention: torch's flash and memory-efficient kernels do not take these heads, types and masks on "
@@ -56,10 +58,25 @@ def unused_notes(request: Request, method: Method) -> list[str]:
 
 
 def length_notes(request: Request, limit: int | None) -> list[str]:
-    """What is to be said of a sequence longer than the model takes."""
-    if limit is None or request.seq_len is None or request.seq_len <= limit:
+    """What is to be said of a sequence longer than the model takes, or that grows longer."""
+    if limit is None or request.seq_len is None:
         return []
-    return [f"--seq-len {request.seq_len} is above the model's limit of {limit} positions"]
+    length, generated = request.seq_len, request.eval_generate or 0
+    if length > limit:
+        return [f"--seq-len {length} is above the model's limit of {limit} positions"]
+    if length + generated > limit:
+        made = f"--seq-len {length} and --eval-generate {generated} make {length + generated} positions"
+        return [f"{made}, above the model's limit of {limit}"]
+    return []
+
+
+def evaluation_notes(request: Request, memory: Memory) -> list[str]:
+    """That an evaluation needs more than a step, where it generates and does."""
+    peak = memory.evaluation_peak_bytes
+    if request.eval_generate is None or peak is None or peak <= memory.peak_allocated_bytes:
+        return []
+    told = f"evaluation: {format_bytes(peak)} allocated at its peak, more than a training step"
+    return [f"{told}; reserved, device and what fits are the step's"]
 
 
 def gpu_notes(gpu: GpuRecord | None) -> list[str]:

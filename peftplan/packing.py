@@ -71,6 +71,8 @@ def packing_of(
     made = settled(name, asked)
     fields = {**_fields(name, request), "quant_bits": made.bits, "quant_block_size": made.block_size}
     fields["quant_options"] = made.options.model_dump()
+    if row.double_quant:
+        fields["double_quant"] = made.double_quant
     base = FLOAT_DTYPES[request.base_dtype or "bf16"]
     if row.load_dtype(base) is not base:
         fields["base_dtype"] = row.load_dtype(base).short
@@ -150,7 +152,7 @@ def _over(request: Request, row: Quantizer, read: Asked) -> Asked:
     return Asked(
         request.quant_bits if request.quant_bits is not None else read.bits,
         request.quant_block_size if request.quant_block_size is not None else read.block_size,
-        request.double_quant,
+        request.double_quant if "double_quant" in request.model_fields_set else read.double_quant,
         {
             **{key: value for key, value in read.options.items() if key in row.options.model_fields},
             **(request.quant_options or {}),

@@ -21,7 +21,7 @@ from peftplan.memory.load import Loading, evaluation_peak
 from peftplan.memory.repeated import Kind, Plays, shapeless
 from peftplan.memory.reserved import Replay
 from peftplan.memory.trained import check_optimizer
-from peftplan.notes import plan_notes
+from peftplan.notes import evaluation_notes, plan_notes
 from peftplan.report import (
     SCHEMA_VERSION,
     Change,
@@ -144,6 +144,7 @@ def estimate(
         versions=plan.versions.by_name(),
         notes=(
             *plan_notes(plan, settled.model, settled.account.timeline.player),
+            *evaluation_notes(plan.request, memory),
             *initialisation_notes(first),
             *time_notes(plan.gpu, time, "bf16" in (plan.request.precision or "")),
             *cost_notes,

@@ -21,9 +21,10 @@ def put_score_head(model: ModelSpec, num_labels: int) -> None:
         model.classify(model, num_labels)
         return
     if model.encoder or model.family in ("t5", *_NO_CLASS):
+        traced = "" if model.family == "t5" else "--engine trace, or "  # its classifier wants an end in each row
         raise BadInput(
-            f"--style classification: the closed form has no score head for {model.family}; take --engine trace, "
-            "or another model"
+            f"--style classification: the closed form has no score head for {model.family}; take {traced}another "
+            "model"
         )
     old = model.head
     assert isinstance(old, Linear)

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from peftplan.errors import BadInput
 from peftplan.methods.method import Method, Options
 from peftplan.methods.wrapping import adapt, adapter, refuse_conv1d, refuse_packed
 from peftplan.specs.formats import FP32
@@ -111,7 +112,14 @@ class HraLinear(Module):
 def apply(model: ModelSpec, method: MethodSpec) -> None:
     """Freeze the base and turn the input of every target."""
     refuse_packed(method, "hra")
-    refuse_conv1d(adapt(model, method, lambda base: HraLinear(base, method)), "hra")
+    adapted = adapt(model, method, lambda base: HraLinear(base, method))
+    refuse_conv1d(adapted, "hra")
+    widest = max((linear.in_features for linear in adapted), default=0)
+    if method.rank > widest:
+        raise BadInput(
+            f"--rank {method.rank} with --method hra: more reflections than the {widest} inputs of any target turn "
+            f"nothing further; give at most {widest}"
+        )
 
 
 METHODS = (

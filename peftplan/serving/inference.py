@@ -44,7 +44,7 @@ def packed_base(request: Request, serving: Serving) -> Packed | None:
     asked = Asked(
         request.quant_bits if request.quant_bits is not None else read.bits,
         request.quant_block_size if request.quant_block_size is not None else read.block_size,
-        request.double_quant,
+        request.double_quant if "double_quant" in request.model_fields_set else read.double_quant,
         {**read.options, **request.quant_options},
     )
     found, trains = format_of(name, asked), QUANTIZERS[name].trains

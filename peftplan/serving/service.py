@@ -148,7 +148,8 @@ def _step(plan: Plan, serving: Serving, model: ModelSpec) -> StepSpec:
     """How passes run; a paged server attends with kernels of its own, played as flash where that is known."""
     if serving.server != "paged":
         return plan.step
-    kinds = ("flash", "sdpa", "eager") if plan.step.compute_capability >= (8, 0) else ("sdpa", "eager")
+    flash = plan.step.compute_capability >= (8, 0) and plan.request.base_dtype != "fp32"  # 16 bits only
+    kinds = ("flash", "sdpa", "eager") if flash else ("sdpa", "eager")
     found = [kind for kind in kinds if kind in model.attention_kinds]
     return replace(plan.step, attention=found[0] if found else "eager")
 

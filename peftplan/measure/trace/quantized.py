@@ -37,7 +37,8 @@ def quantize(model: Any, how: Quantization, base_dtype: str) -> list[str]:
     else:
         config = transformers.BitsAndBytesConfig(load_in_8bit=True)
     dense = dict(model.named_modules())
-    replace_with_bnb_linear(model, modules_to_not_convert=_not_converted(model), quantization_config=config)
+    left = [*_not_converted(model), *how.skips]
+    replace_with_bnb_linear(model, modules_to_not_convert=left, quantization_config=config)
     packed = 0
     for name, module in model.named_modules():
         if isinstance(module, (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from peftplan.errors import BadInput
+from peftplan.errors import BadInput, shown
 from peftplan.methods.quantizers import QUANTIZERS
 from peftplan.methods.quantizers.quantizer import Asked, Quantizer, Settled
 from peftplan.specs.formats import PackedFormat
@@ -70,14 +70,25 @@ def named_in(config: Mapping[str, Any]) -> str | None:
     if not method and (stated.get("load_in_4bit") or stated.get("load_in_8bit")):
         method = "bitsandbytes"
     if method == "bitsandbytes":
-        return "int8" if stated.get("load_in_8bit") else str(stated.get("bnb_4bit_quant_type", "fp4")).lower()
+        return "int8" if stated.get("load_in_8bit") else _four_bit_type(stated)
     if method not in QUANTIZERS:
         raise BadInput(
-            f"the config's {_WHERE} says quant_method {method or 'nothing'}, and peftplan knows "
+            f"the config's {_WHERE} says quant_method {method[:60] or 'nothing'}, and peftplan knows "
             f"{', '.join(QUANTIZERS)}; "
             "give the config of the model before it was packed, or --quant none for its weights in 16 bits"
         )
     return method
+
+
+def _four_bit_type(stated: Mapping[str, Any]) -> str:
+    """bitsandbytes' two 4-bit formats; fp4 is its default."""
+    value = stated.get("bnb_4bit_quant_type", "fp4")
+    if value not in ("nf4", "fp4"):
+        raise BadInput(
+            f"the config's {_WHERE} says bnb_4bit_quant_type {shown(value)}, and there are nf4, fp4; correct it, "
+            "or take --quant none"
+        )
+    return str(value)
 
 
 def read_from(config: Mapping[str, Any]) -> Asked:
@@ -87,11 +98,18 @@ def read_from(config: Mapping[str, Any]) -> Asked:
         return Asked()
     row = QUANTIZERS[name]
     try:
-        return row.reads(stated)
+        found = row.reads(stated)
     except (TypeError, AttributeError):
         raise BadInput(
             f"the config's {_WHERE} cannot be read as {name}'s; correct it, or take --quant none"
         ) from None
+    for what, value, has in (("bits", found.bits, row.bits), ("group size", found.block_size, row.block_sizes)):
+        if value is not None and (type(value) is not int or value not in has):
+            raise BadInput(
+                f"the config's {_WHERE} says {shown(value)} for {name}'s {what}, which is one of {_listed(has)}; "
+                "correct it, or take --quant none"
+            )
+    return found
 
 
 def skips_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -102,7 +120,13 @@ def skips_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     found: list[str] = []
     for key in QUANTIZERS[name].skips:
         value = stated.get(key)
-        found += [str(word).removesuffix(".weight") for word in value] if isinstance(value, list) else []
+        names = [] if value is None else value
+        if not isinstance(names, list) or not all(isinstance(word, str) and word for word in names):
+            raise BadInput(
+                f"the config's {_WHERE} says {key} {shown(value)}, which is no list of modules' names; correct it, "
+                "or take --quant none"
+            )
+        found += [word.removesuffix(".weight") for word in names]
     return tuple(found)
 
 
@@ -117,6 +141,12 @@ def skipped(name: str, patterns: tuple[str, ...]) -> bool:
 
 def _stated(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     for section in (config, config.get("text_config")):
-        if isinstance(section, Mapping) and isinstance(section.get(_WHERE), Mapping):
-            return section[_WHERE]  # type: ignore[no-any-return]
+        stated = section.get(_WHERE) if isinstance(section, Mapping) else None
+        if isinstance(stated, Mapping):
+            return stated
+        if stated is not None:
+            raise BadInput(
+                f"the config's {_WHERE} is {shown(stated)}, and a mapping of settings is needed; correct it, or "
+                "take --quant none"
+            )
     return None

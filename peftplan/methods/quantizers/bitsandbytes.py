@@ -6,19 +6,26 @@ Source: bnb-4bit, bnb-int8, transformers-bnb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from peftplan.methods.quantize import Linear4bit, Linear8bit
-from peftplan.methods.quantizers.quantizer import Quantizer, Settled
+from peftplan.methods.quantizers.quantizer import Asked, Quantizer, Settled
 from peftplan.specs.formats import QuantFormat
 from peftplan.specs.modules import Linear
 
 _BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+_SKIPS = ("llm_int8_skip_modules",)
 _MERGING = "unpacked, merged, and packed again, which rounds the merged weights"
 
 
 def _make(kind: str, asked: Settled) -> QuantFormat:
     return QuantFormat(kind, asked.block_size, asked.double_quant)
+
+
+def _reads(config: Mapping[str, Any]) -> Asked:
+    return Asked(double_quant=bool(config.get("bnb_4bit_use_double_quant")))
 
 
 def _packs(linear: Linear, in_block: bool) -> bool:
@@ -43,6 +50,8 @@ def _four_bits(name: str, words: str) -> Quantizer:
         double_quant=True,
         merges=True,
         merging=_MERGING,
+        reads=_reads,
+        skips=_SKIPS,
     )
 
 
@@ -65,5 +74,6 @@ QUANTIZERS = (
         carries=None,
         merges=True,
         merging=_MERGING,
+        skips=_SKIPS,
     ),
 )

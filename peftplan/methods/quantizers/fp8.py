@@ -168,7 +168,12 @@ def _pack_experts(experts: Module, quant: PackedFormat) -> bool:
 
 def _reads(config: Mapping[str, Any]) -> Asked:
     size = config.get("weight_block_size")
-    return Asked(block_size=size[0] if isinstance(size, list) and size else None)
+    if size is None:
+        return Asked()
+    rows, columns = size if isinstance(size, list) and len(size) == 2 else (size, None)
+    if rows != columns:
+        raise TypeError  # blocks are squares
+    return Asked(block_size=rows)
 
 
 QUANTIZERS = (

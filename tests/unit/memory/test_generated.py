@@ -74,6 +74,16 @@ def test_an_evaluation_that_generates_holds_a_cache() -> None:
     assert long.moments == plain.moments
 
 
+def test_an_evaluation_above_the_step_is_told() -> None:
+    """Where generating needs more than training, and more positions than the model has, the answer says so."""
+    request = Request(model=LLAMA, method="lora", seq_len=64)
+    told = {n: estimate(request.model_copy(update={"eval_generate": n})) for n in (1, 10**6)}
+    assert told[10**6].memory.evaluation_peak_bytes > told[10**6].memory.peak_allocated_bytes
+    for words in ("more than a training step", "--eval-generate 1000000 make 1000064 positions"):
+        assert any(words in note for note in told[10**6].notes)
+        assert not any(words in note for note in told[1].notes)
+
+
 def test_a_step_takes_the_seconds_of_its_generation() -> None:
     """Twice the completion takes more than twice the time of generating; the terms still sum to the step."""
     times = [estimate(grpo(completion_len=n, gpu="a100-80")).time for n in (256, 512)]

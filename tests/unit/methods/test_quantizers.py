@@ -353,6 +353,44 @@ def test_modules_that_a_config_lists_stay_dense() -> None:
     assert not skipped("model.layers.11.mlp", ("model.layers.1",))
 
 
+BROKEN = [
+    ([], "is [], and a mapping of settings is needed"),
+    ("gptq", "is 'gptq', and a mapping of settings is needed"),
+    ({"quant_method": "gptq", "bits": 7}, "says 7 for gptq's bits, which is one of 2, 3, 4, 8"),
+    ({"quant_method": "gptq", "bits": 4.0}, "says 4.0 for gptq's bits"),
+    ({"quant_method": "gptq", "bits": "4"}, "says '4' for gptq's bits"),
+    ({"quant_method": "awq", "group_size": -5}, "says -5 for awq's group size"),
+    ({"quant_method": "fp8", "weight_block_size": [128, 64]}, "cannot be read as fp8's"),
+    ({"quant_method": "awq", "modules_to_not_convert": "lm_head"}, "'lm_head', which is no list of modules' names"),
+    ({"quant_method": "awq", "modules_to_not_convert": [None]}, "[None], which is no list of modules' names"),
+    ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf5"}, "'nf5', and there are nf4, fp4"),
+]
+
+
+@pytest.mark.parametrize(("stated", "told"), BROKEN)
+def test_a_broken_quantization_config_is_refused_by_what_it_says(stated: Any, told: str) -> None:
+    """One line tells the value and what is allowed, and --quant none passes it by."""
+    config = {**LLAMA, "quantization_config": stated}
+    with pytest.raises(BadInput) as refused:
+        run(model=config)
+    assert told in str(refused.value)
+    assert "--quant none" in str(refused.value)
+    assert run(model=config, quant="none").memory.resident == run().memory.resident
+
+
+def test_a_bitsandbytes_checkpoint_says_its_scales_and_its_dense_modules() -> None:
+    """Double quantisation and modules left dense count as the config states them, unless the request says."""
+    stated = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    once = run(model=packed(LLAMA, **stated))
+    assert once.memory.resident == run(quant="nf4", double_quant=False).memory.resident
+    assert estimate(Request(**once.request)).memory == once.memory
+    twice = packed(LLAMA, **stated, bnb_4bit_use_double_quant=True)
+    assert run(model=twice).memory.resident == run(quant="nf4").memory.resident
+    assert run(model=twice, double_quant=False).memory.resident == once.memory.resident
+    spared = run(model=packed(LLAMA, **stated, llm_int8_skip_modules=["down_proj"]))
+    assert spared.memory.resident.weights > once.memory.resident.weights + 2 * 256 * 512
+
+
 def test_mxfp4_checkpoints_are_dequantised_to_train() -> None:
     """gpt-oss as published: experts in 16 bits from the load on, which reads less and holds more on the way."""
     config = packed(GPT_OSS, quant_method="mxfp4", modules_to_not_convert=["lm_head"])

@@ -104,6 +104,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "has nothing to sum",
     ),
     ({"optimizer": "admaw"}, "all: `peftplan optimizers`; did you mean adamw?"),
+    ({"optimizer": ""}, "'' is unknown; all: `peftplan optimizers`"),
     ({"optimizer": "galor"}, "did you mean galore?"),
 ]
 

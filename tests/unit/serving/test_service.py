@@ -320,3 +320,9 @@ def test_notes_say_what_would_fit() -> None:
     assert f"it would fit with --concurrency {limits.max_concurrency}" in many.notes[0]
     assert f"--seq-len {limits.max_seq_len}" in many.notes[0]
     assert "the base alone exceeds the GPU" in answer({"model": "llama-2-70b"}).notes[0]
+
+
+def test_a_base_in_fp32_is_served_too() -> None:
+    """A kernel for 16 bits alone is not taken for it; its weights are twice as large."""
+    wide, narrow = (answer({"base_dtype": name}).device.breakdown.children[0].bytes for name in ("fp32", "bf16"))
+    assert wide == pytest.approx(2 * narrow, rel=1e-3)
