@@ -76,7 +76,7 @@ def evaluation_notes(request: Request, memory: Memory) -> list[str]:
     if request.eval_generate is None or peak is None or peak <= memory.peak_allocated_bytes:
         return []
     told = f"evaluation: {format_bytes(peak)} allocated at its peak, more than a training step"
-    return [f"{told}; reserved, device and what fits are the step's"]
+    return [f"{told}; what fits counts it, reserved and device are the step's"]
 
 
 def gpu_notes(gpu: GpuRecord | None) -> list[str]:

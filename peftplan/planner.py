@@ -222,10 +222,13 @@ def _fit(gpu: GpuRecord, plan: Plan, settled: Settled, memory: Memory) -> GpuFit
     """Whether the run completes with what the card can give, and how far that is from the least in which it does.
 
     The allocator gives cached segments back before it fails, so the step is replayed against a capacity
-    rather than its reserved peak compared with it. Paged optimizer states can move to the host.
+    rather than its reserved peak compared with it. Paged optimizer states can move to the host. An evaluation that
+    is asked for must fit too.
     """
     fits = completes_on(gpu, plan, settled)
-    headroom = settled.replay.spare_bytes(_capacity(gpu, plan))
+    evaluation = _evaluation_bytes(plan, settled)
+    headroom = min(settled.replay.spare_bytes(_capacity(gpu, plan)), _capacity(gpu, plan) - evaluation)
+    beyond = max(evaluation - memory.peak_reserved_bytes, 0)
     return GpuFit.model_construct(
         name=gpu.name,
         num_gpus=plan.request.gpus,
@@ -233,7 +236,9 @@ def _fit(gpu: GpuRecord, plan: Plan, settled: Settled, memory: Memory) -> GpuFit
         driver_bytes=gpu.driver_bytes,
         usable_bytes=gpu.usable_bytes,
         fits=fits,
-        certain=is_certain(fits, memory.interval.low_bytes, memory.interval.high_bytes, gpu.usable_bytes),
+        certain=is_certain(
+            fits, memory.interval.low_bytes + beyond, memory.interval.high_bytes + beyond, gpu.usable_bytes
+        ),
         # the least capacity is known to within a little: the verdict decides on which side it lies
         headroom_bytes=max(headroom, 0) if fits else min(headroom, -1),
     )
@@ -242,7 +247,14 @@ def _fit(gpu: GpuRecord, plan: Plan, settled: Settled, memory: Memory) -> GpuFit
 def completes_on(gpu: GpuRecord, plan: Plan, settled: Settled) -> bool:
     """Whether the run completes on a card: the verdict of an estimate, and much cheaper than its headroom."""
     capacity = _capacity(gpu, plan)
-    return capacity >= settled.account.peak_allocated_bytes and settled.replay.completes(capacity)
+    needed = max(settled.account.peak_allocated_bytes, _evaluation_bytes(plan, settled))
+    return capacity >= needed and settled.replay.completes(capacity)
+
+
+def _evaluation_bytes(plan: Plan, settled: Settled) -> int:
+    """The allocated peak of an evaluation that the request asks for, 0 where it asks for none."""
+    asked = plan.request.eval_generate is not None or plan.request.eval_tokens is not None
+    return settled.evaluation_peak_bytes if asked else 0
 
 
 def _capacity(gpu: GpuRecord, plan: Plan) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -52,3 +54,15 @@ def test_the_line_of_settings_names_the_style(capsys: pytest.CaptureFixture[str]
     """In the place of the next token's loss stands the style, with its reference."""
     assert main(["estimate", "gpt2", "--style", "dpo", "--seq-len", "64", "--plain"]) == 0
     assert "dpo against reference adapter-off" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_evaluation_that_is_asked_for_must_fit_too(run: Callable[..., Any]) -> None:
+    """A cache that outgrows the card makes the run unfit, for certain, and by how much is told."""
+    words = "estimate llama-3-8b --method qlora --seq-len 512 -b 4 --gpu rtx4090 --json".split()
+    step = run(*words).answer
+    long = run(*words, "--eval-generate", "20000").answer
+    assert step["gpu"]["fits"]
+    assert long["memory"]["evaluation_peak_bytes"] > long["gpu"]["usable_bytes"]
+    assert (long["gpu"]["fits"], long["gpu"]["certain"]) == (False, True)
+    assert long["gpu"]["headroom_bytes"] < 0
+    assert any("what fits counts it" in note for note in long["notes"])
