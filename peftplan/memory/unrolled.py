@@ -210,7 +210,18 @@ class _Writer:
             for visit, copy in islice(visits, run.count):
                 layer = self.timeline.plays[visit].layer
                 numbers_here = [made.get((parameter, layer)) for parameter in trained]
-                yield from (None if number is None else self._born(number, copy) for number in numbers_here)
+                yield from (
+                    None if number is None else self._gradient(number, visit, copy) for number in numbers_here
+                )
+
+    def _gradient(self, record: int, visit: int, copy: int) -> Event:
+        """The birth of a gradient of a unit: one row's sum is what the unit beside it made and handed over."""
+        inside = any(stretch.begin <= visit < stretch.end for stretch in self.stretches)
+        if not inside or record not in self.twins:
+            return self._born(record, copy)
+        middle, beside = self.twins[record]
+        away = -1 if beside < 0 else 1
+        return self.first_key + middle + (copy + away + 1) * self.stride, self.records[record].size
 
     def _true_visits(self) -> Iterator[tuple[int, int]]:
         """Every block of the model: the visit that stands for it, and which copy it is."""

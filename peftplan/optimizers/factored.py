@@ -36,19 +36,19 @@ def _step(t: Ops, groups: Groups, options: Any, renews: bool) -> None:
         for row in group:
             size = 4 * row.numel
             grad = None
-            grad = wide(t, row, "gradient in fp32") if row.narrow else None
+            grad = wide(t, row, "_to_copy") if row.narrow else None
             weight = None
-            weight = wide(t, row, "weight in fp32") if row.narrow else None
+            weight = wide(t, row, "_to_copy") if row.narrow else None
             t.new((), 1, FP32, "linalg_vector_norm", size)
             t.new((), 1, FP32, "div")
-            squared = fp32(t, row.shape, "squared gradient", size)
-            update = fp32(t, row.shape, "squared gradient and epsilon", size)
+            squared = fp32(t, row.shape, "pow", size)
+            update = fp32(t, row.shape, "add", size)
             del squared
             update = approximate(t, row.shape, [update])
             t.write("mul_", FP32, 2 * size, size)  # by the gradient
             clip_update(t, size)
             t.write("mul_", FP32, size, size)  # by the learning rate
-            fp32(t, row.shape, "update, negated", size)
+            fp32(t, row.shape, "neg", size)
             t.write("add_", FP32, 2 * size, size)
             if row.narrow:
                 t.write("copy_", row.dtype, size, row.num_bytes)
@@ -72,11 +72,11 @@ def approximate(t: Ops, shape: Shape, held: list[Tensor]) -> Tensor:
         t.new(dims, factor // 4, FP32, "mean", size)
         t.write("add_", FP32, 2 * factor, factor)
     mean = t.new((*shape[:-2], 1), rows // (4 * shape[-2]), FP32, "mean", rows)
-    row = t.new((*shape[:-1], 1), rows // 4, FP32, "row factor", rows)
+    row = t.new((*shape[:-1], 1), rows // 4, FP32, "div", rows)
     del mean
     t.write("rsqrt_", FP32, rows, rows)
-    column = t.new((*shape[:-2], 1, shape[-1]), columns // 4, FP32, "column factor", columns)
-    update = fp32(t, shape, "update", rows + columns)
+    column = t.new((*shape[:-2], 1, shape[-1]), columns // 4, FP32, "rsqrt", columns)
+    update = fp32(t, shape, "mul", rows + columns)
     del row, column
     return update
 

@@ -13,7 +13,7 @@ from peftplan.request import Request
 
 # Methods that llama-7b, checkpointed, has no run of.
 KEPT = ("llama-7b", "--no-checkpointing")
-RUNS = {"bitfit": ("gpt2",), **dict.fromkeys(("prefix-tuning", "p-tuning-v2", "cartridge"), KEPT)}
+RUNS = {"bitfit": ("gpt2",), **dict.fromkeys(("prefix-tuning", "p-tuning-v2", "cartridge", "poly"), KEPT)}
 # The public interface, key by key; what is null here may be null.
 TOP = ("schema_version", "request", "model", "method", "memory", "gpu", "time", "cost", "notes")
 MODEL = ("id", "architecture", "num_params", "num_active_params")

@@ -58,7 +58,8 @@ def test_the_line_of_settings_names_the_style(capsys: pytest.CaptureFixture[str]
 
 def test_an_evaluation_that_is_asked_for_must_fit_too(run: Callable[..., Any]) -> None:
     """A cache that outgrows the card makes the run unfit, for certain, and by how much is told."""
-    words = "estimate llama-3-8b --method qlora --seq-len 512 -b 4 --gpu rtx4090 --json".split()
+    run_it = ["estimate", "llama-3-8b", "--method", "qlora", "--gpu", "rtx4090"]
+    words = [*run_it, "--seq-len", "512", "-b", "4", "--json"]
     step = run(*words).answer
     long = run(*words, "--eval-generate", "20000").answer
     assert step["gpu"]["fits"]

@@ -162,17 +162,14 @@ def test_what_the_libraries_cannot_run_both_refuse(method: str, options: dict[st
 METHODS = sorted(str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING)
 # What cannot run here, and words of the reason; with --no-checkpointing or not.
 REFUSED = {
-    "ADAMSS": "scikit-learn|shapes only",
     "CARTRIDGE": "gradient checkpointing",
-    "FROD": "shapes only",
     "POLY": "gradient checkpointing",
     "PREFIX_TUNING": "gradient checkpointing",
-    "SHIRA": "sparse",
     "XLORA": "trained already",
 }
 UNCHECKPOINTED = ("CARTRIDGE", "POLY", "PREFIX_TUNING")
 # peft puts these on a packed base and lets them run.
-ON_NF4 = ("ADALORA", "DELORA", "HIRA", "IA3", "OFT", "VERA")
+ON_NF4 = ("ADALORA", "HIRA", "IA3", "OFT", "VERA")
 
 
 def method_run(kind: str, **options: Any) -> Recording:

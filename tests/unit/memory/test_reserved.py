@@ -7,7 +7,7 @@ from itertools import groupby
 
 import pytest
 
-from peftplan import Request
+from peftplan import Request, estimate
 from peftplan.memory import unrolled
 from peftplan.memory.allocator import SMALL_REQUEST, CachingAllocator, OutOfCapacity
 from peftplan.memory.fill import fill
@@ -165,3 +165,9 @@ def test_the_least_capacity_is_one_in_which_the_run_completes() -> None:
     assert replay.completes(replay.least_capacity_bytes)
     assert replay.completes(replay.reserved_bytes)
     assert not replay.completes(replay.peak_allocated_bytes - MIB)
+
+
+def test_one_token_shares_a_gradient_between_neighbouring_blocks() -> None:
+    """Of a batch of one token a bias takes as its gradient what the block behind it made: as a trace reserves."""
+    request = Request(model="pythia-160m", method="full", checkpointing=False, seq_len=1)
+    assert estimate(request).memory.peak_reserved_bytes == 1_700_790_272  # the trace of the whole model, 2026-11-22
