@@ -17,6 +17,13 @@ from peftplan.scores import Validation, validation
 PUBLISHED = Path(__file__).parents[2] / "profiles" / "published"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These tests go to one worker where several run, so that all is scored once indeed."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("published"))
+
+
 @pytest.fixture(scope="session")
 def published() -> Validation:
     """The published tables under the closed form."""

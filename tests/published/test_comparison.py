@@ -10,9 +10,8 @@ import pytest
 
 from peftplan.catalog.profiles import published_tables
 from peftplan.evidence import comparison
-from peftplan.evidence.scoring import Evidence, score
-from peftplan.evidence.tables import Table, read_table
-from peftplan.scores import Score
+from peftplan.evidence.tables import read_table
+from peftplan.scores import Score, Validation
 from peftplan.units import GIB
 
 PAGE = Path(__file__).parents[2] / "profiles" / "METHODS.md"
@@ -20,12 +19,15 @@ DAY = "2026-07-20"  # the session in which every method was measured with the sa
 
 
 @pytest.fixture(scope="module")
-def scores() -> dict[str, Score]:
+def scores(published: Validation) -> dict[str, Score]:
     """Each experiment of the session with its prediction."""
     table = read_table(next(path for path in published_tables() if path.name == "memory.csv"))
-    rows = tuple(row for row in table.rows if comparison.is_of_comparison(row) and row["commit_date"] == DAY)
-    found = score(Evidence((Table(table.name, table.kind, rows),)), ["closed"])
-    return {comparison.experiment(row): one for row, one in zip(rows, found)}
+    found = {one.row: one for one in published.rows if one.file == "memory.csv"}
+    return {
+        comparison.experiment(row): found[number]
+        for number, row in enumerate(table.rows, start=1)
+        if comparison.is_of_comparison(row) and row["commit_date"] == DAY
+    }
 
 
 def ranks(values: Sequence[float]) -> list[float]:
