@@ -63,7 +63,6 @@ REFUSED = {
     "estimate gpt2 --quant hqq --quant-option axis=2": (2, "--quant-option axis=2 is not allowed"),
     "estimate gpt2 --quant-option axis=1": (2, "add --quant"),
     "estimate gpt2 --quant mxfp4": (2, "leave --quant out"),
-    "profile gpt2 --device cpu --quant hqq": (2, "packed as nf4, fp4, int8 only"),
     "estimate gpt2 --quant nf8": (2, "give one of none, nf4, fp4, int8, gptq"),
     "estimate gpt2 --quant-block-size 65": (2, "give one of 32, 64"),
     "estimate gpt2 --gpus 0": (2, "--gpus 0 is not allowed; give a whole number from 1 to 4,096"),
